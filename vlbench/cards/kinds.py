@@ -1,0 +1,112 @@
+"""The nouns of a study: use, variant, edit, arm, and the three kinds of card."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from vlbench.registry import Scalar
+
+
+@dataclass(frozen=True, slots=True)
+class Features:
+    """A combination of encoders by name, such as ``slowfast+clip/clip``; the order is the order of concatenation."""
+
+    video: tuple[str, ...]
+    text: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return "+".join(self.video) + "/" + "+".join(self.text)
+
+
+@dataclass(frozen=True, slots=True)
+class Use:
+    """One filled slot: the component's name, all its arguments (defaults filled in) and its version."""
+
+    name: str
+    args: Mapping[str, Scalar] = field(default_factory=dict)
+    version: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Reported:
+    """Numbers that a paper printed, in percent; never mixed with measured ones."""
+
+    dataset: str
+    split: str
+    source: str
+    values: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """A complete model description: one resolved card.
+
+    model: the sizes that slots share (``width heads feedforward dropout``). slots and losses: every slot of the
+    catalogue, filled. recipe: the ``[train]`` table. origin: for every card key, the ``file:line`` that set it, or
+    ``catalog``.
+    """
+
+    name: str
+    title: str
+    paper: str
+    features: Features
+    model: Mapping[str, Scalar]
+    slots: Mapping[str, Use]
+    losses: Mapping[str, Use]
+    recipe: Mapping[str, Scalar]
+    search: Mapping[str, Mapping[str, Scalar]] = field(default_factory=dict)
+    reported: tuple[Reported, ...] = ()
+    origin: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Edit:
+    """One changed key of a variant: ``model.refinement.use: fra -> none``."""
+
+    key: str
+    old: Scalar | None
+    new: Scalar | None
+
+    def __str__(self) -> str:
+        return f"{self.key}: {_shown(self.old)} -> {_shown(self.new)}"
+
+
+@dataclass(frozen=True, slots=True)
+class Arm:
+    """One edited variant that answers an ablation's question."""
+
+    name: str
+    variant: Variant
+    edits: tuple[Edit, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ArmCard:
+    """An arm as its card states it, before it meets a variant. ``set``: card keys and their values."""
+
+    name: str
+    set: Mapping[str, Scalar]
+    reason: str = ""  # why an arm changes more than one thing
+
+
+@dataclass(frozen=True, slots=True)
+class Ablation:
+    """A question about a component: one card in ``ablations/``, or derived from the component's slot."""
+
+    name: str
+    component: str
+    question: str
+    arms: tuple[ArmCard, ...]
+    variants: tuple[str, ...]
+    dataset: str | None = None
+    seeds: int = 5
+    primary: tuple[str, ...] = ("mr-map", "hd-map")
+    margin: float = 0.5  # points; inside it a difference counts as negligible
+    origin: str = "derived"
+
+
+def _shown(value: Scalar | None) -> str:
+    if value is None:
+        return "(absent)"
+    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,0 +1,272 @@
+"""Everything that is built in, on one page, without importing torch.
+
+A *slot* is a named position in a model and a *component* fills it. A slot's neutral component is what "removed" means:
+``none`` is the identity, and where identity would cut the query off the slot names the plainest alternative instead.
+A loss term is a slot too, so that each can be emptied alone. Arguments and their defaults stand here (see
+``registry.Entry``); plug-ins make the same calls under names of the form ``package/name``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from vlbench.errors import CardError, suggestion
+from vlbench.registry import Entry, Registry, Scalar
+
+
+class Slot(Registry):
+    """One position of a model and the components that can fill it.
+
+    ``neutral``: what stands there when a component is removed. ``placebo``: a block of the same size that cannot do
+    what the component is for. ``takes``/``gives``: the contract in shape letters (B batch, L clips, W words, A anchors,
+    D width, K layers).
+    """
+
+    def __init__(self, name: str, *, neutral: str, takes: str, gives: str, placebo: str | None = None) -> None:
+        super().__init__(f"component of {name}")
+        self.name, self.neutral, self.placebo, self.takes, self.gives = name, neutral, placebo, takes, gives
+
+
+model_slots: dict[str, Slot] = {}
+loss_slots: dict[str, Slot] = {}
+
+
+def slot(name: str, *, neutral: str, takes: str, gives: str, placebo: str | None = None) -> Slot:
+    """Declare a model slot. Raises CardError if the name is taken."""
+    if name in model_slots:
+        raise CardError(f'the slot "{name}" is already declared')
+    model_slots[name] = Slot(name, neutral=neutral, takes=takes, gives=gives, placebo=placebo)
+    return model_slots[name]
+
+
+def loss(name: str, use: str, target: str, *, task: str, version: int = 1, summary: str = "", **args: Scalar) -> None:
+    """Declare a loss term as a slot of its own with the component ``use`` and the neutral ``none``.
+
+    task: ``mr`` or ``hd``; a term is active on datasets that have this task. Terms of one name may have several
+    components.
+    """
+    if name not in loss_slots:
+        loss_slots[name] = Slot(f"loss.{name}", neutral="none", takes="Outputs, Targets", gives="scalar")
+        loss_slots[name].add("none", "vlbench.nn.losses:Absent", summary="the term is absent")
+    loss_slots[name].add(use, target, version=version, args={"weight": 1.0, **args}, summary=summary, task=task)
+
+
+def find_slot(key: str) -> Slot:
+    """The slot of a card key such as ``refinement`` or ``loss.span``. Raises CardError with the near miss."""
+    table: Mapping[str, Slot] = model_slots
+    name = key
+    if key.startswith("loss."):
+        table, name = loss_slots, key.removeprefix("loss.")
+    if name not in table:
+        raise CardError(f'"{key}" is not a slot', hint=suggestion(name, table))
+    return table[name]
+
+
+# --- the model -------------------------------------------------------------------------------------------------------
+
+# Sizes that several slots share; the [model] table of a card.
+model_args: dict[str, Scalar] = {"width": 256, "heads": 8, "feedforward": 1024, "dropout": 0.1}
+
+projection = slot("projection", neutral="linear", takes="features B N F", gives="rows B N D")
+projection.add(
+    "linear",
+    "vlbench.nn.projection:LinearProjection",
+    args={"layers": 2, "dropout": 0.5},
+    summary="LayerNorm, dropout and a linear map per layer (QD-DETR)",
+)
+projection.add(
+    "conv",
+    "vlbench.nn.projection:ConvProjection",
+    args={"layers": 2, "dropout": 0.5, "kernel": 1},
+    summary="the same with a 1-D convolution; kernel 1, as released, is a linear map",
+)
+
+word_position = slot("word_position", neutral="none", takes="words B W D", gives="positions B W D")
+word_position.add("none", "vlbench.nn.position:NoPosition", summary="words carry no position (every released script)")
+word_position.add(
+    "learned",
+    "vlbench.nn.position:LearnedPosition",
+    args={"max_words": 32, "dropout": 0.1},
+    summary="a trained table of positions for the words",
+)
+
+refinement = slot("refinement", neutral="none", placebo="placebo", takes="clips B L D, words B W D", gives="clips B L D")
+refinement.add("none", "vlbench.nn.refinement:Unchanged", summary="clips stay as they are projected")
+refinement.add(
+    "fra",
+    "vlbench.nn.refinement:FeatureRefinement",
+    args={"dropout": 0.1},
+    summary="feature refinement and alignment: mixes clips with the sentence (VideoLights, as released)",
+)
+refinement.add(
+    "placebo",
+    "vlbench.nn.refinement:PlaceboRefinement",
+    args={"dropout": 0.1},
+    summary="FRA's parameters and operations with the clips in place of the words: capacity without the query",
+)
+
+fusion = slot(
+    "fusion", neutral="one-way", takes="global 1 D, clips B L D, words B W D", gives="global B D, clips B L D"
+)
+fusion.add(
+    "one-way",
+    "vlbench.nn.fusion:OneWayFusion",
+    args={"layers": 2},
+    summary="clips attend to words (QD-DETR); the plainest fusion that lets the query in",
+)
+fusion.add(
+    "bicmf",
+    "vlbench.nn.fusion:BiCMF",
+    args={"layers": 1},
+    summary="bi-directional cross-modal fusion (VideoLights, as released)",
+)
+
+encoder = slot("encoder", neutral="transformer", takes="global and clips B 1+L D", gives="memory B 1+L D")
+encoder.add("transformer", "vlbench.nn.transformer:Encoder", args={"layers": 3}, summary="post-norm self-attention")
+
+decoder = slot("decoder", neutral="anchor", takes="memory B L D", gives="states K B A D, references K B A 2")
+decoder.add(
+    "anchor",
+    "vlbench.nn.transformer:AnchorDecoder",
+    args={"layers": 3, "anchors": 10},
+    summary="DAB-style anchors with modulated cross-attention",
+)
+
+heads = slot("heads", neutral="joint", takes="states K B A D, memory B 1+L D", gives="spans, logits, saliency")
+heads.add("joint", "vlbench.nn.heads:JointHeads", summary="class and span per anchor, saliency per clip")
+
+feedback = slot("feedback", neutral="none", takes="spans, clips, memory", gives="saliency B L or nothing")
+feedback.add("none", "vlbench.nn.feedback:NoFeedback", summary="the two tasks share the encoder and nothing else")
+feedback.add(
+    "unijfm",
+    "vlbench.nn.feedback:UniJFM",
+    summary="a second saliency from the best predicted moment (VideoLights, as released: MR to HD, in the loss only)",
+)
+
+matcher = slot("matcher", neutral="hungarian", takes="spans, logits, targets", gives="matched pairs")
+matcher.add(
+    "hungarian",
+    "vlbench.nn.matcher:HungarianMatcher",
+    args={"span": 10.0, "giou": 1.0, "label": 4.0},
+    summary="optimal assignment of anchors to moments; the arguments are the weights of its cost",
+)
+
+# --- the losses (videolights.md 3.2) ----------------------------------------------------------------------------------
+
+loss("span", "l1", "vlbench.nn.losses:SpanL1", task="mr", summary="L1 distance of matched spans")
+loss("giou", "giou", "vlbench.nn.losses:SpanGIoU", task="mr", summary="1 - generalised IoU of matched spans")
+loss(
+    "label",
+    "cross_entropy",
+    "vlbench.nn.losses:LabelCrossEntropy",
+    task="mr",
+    background=0.1,
+    summary="matched anchors are foreground; background counts by its own weight",
+)
+loss(
+    "contrastive",
+    "nce",
+    "vlbench.nn.losses:AnchorWordNCE",
+    task="mr",
+    width=64,
+    temperature=0.07,
+    summary="matched anchors are close to the words, in a projected space",
+)
+loss("alignment", "cosine", "vlbench.nn.losses:ClipTextAlignment", task="mr", summary="clips resemble the query where salient")
+loss("margin", "hinge", "vlbench.nn.losses:SaliencyMargin", task="hd", margin=0.2, summary="a salient clip above a dull one")
+loss(
+    "rank",
+    "contrastive",
+    "vlbench.nn.losses:RankContrastive",
+    task="hd",
+    temperature=0.5,
+    summary="rank-aware contrastive loss over clips and the negative pair",
+)
+loss("negative_pair", "rejection", "vlbench.nn.losses:NegativePair", task="hd", summary="no saliency for another's query")
+loss("saliency_cosine", "cosine", "vlbench.nn.losses:SaliencyCosine", task="hd", summary="saliency resembles its labels")
+loss(
+    "task_coupled",
+    "cosine",
+    "vlbench.nn.losses:TaskCoupled",
+    task="hd",
+    summary="the saliency that feedback derives from a moment resembles the labels",
+)
+loss(
+    "hard_saliency",
+    "hard_pos_neg",
+    "vlbench.nn.losses:HardPositiveNegative",
+    task="hd",
+    summary="squared error of normalised saliency, growing with the epoch",
+)
+
+# A term that reads what a slot gives: without that component the term has nothing to read, so removing the component
+# removes the term in the same edit.
+loss_needs: dict[str, tuple[str, str]] = {"task_coupled": ("feedback", "unijfm")}
+
+# --- encoders ---------------------------------------------------------------------------------------------------------
+
+# Order is the order of concatenation. ``width`` is what the field's files hold; widths are read from data and checked.
+video_encoders = Registry("video encoder")
+for _name, _width, _summary in (
+    ("i3d", 2048, "I3D, RGB and flow"),
+    ("slowfast", 2304, "SlowFast, motion"),
+    ("clip", 512, "CLIP ViT-B/32 image"),
+    ("blip2", 768, "BLIP-2 query-token image embedding"),
+    ("vgg", 4096, "VGG-16"),
+    ("pann", 2050, "PANN audio"),
+    ("internvideo2", 768, "InternVideo2"),
+):
+    video_encoders.add(_name, "vlbench.data.features:Encoder", summary=_summary, width=_width)
+
+text_encoders = Registry("text encoder")
+for _name, _width, _summary in (
+    ("clip", 512, "CLIP ViT-B/32 tokens"),
+    ("blip2", 768, "BLIP-2 tokens"),
+    ("glove", 300, "GloVe 6B words"),
+):
+    text_encoders.add(_name, "vlbench.data.features:Encoder", summary=_summary, width=_width)
+
+# --- datasets that need no files --------------------------------------------------------------------------------------
+
+datasets = Registry("dataset")
+datasets.add(
+    "planted-quick",
+    "vlbench.data.planted:quick",
+    summary="embedded synthetic benchmark, small: a fit takes well under a minute on 2 cores",
+)
+datasets.add("planted", "vlbench.data.planted:full", summary="embedded synthetic benchmark of QVHighlights' size")
+
+# --- metrics: every one gives one value per query in [0, 1], higher is better -----------------------------------------
+
+metrics = Registry("metric")
+for _iou in (0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95):
+    metrics.add(f"mr-r1@{_iou:g}", "vlbench.metrics.moments:recall_at_1", task="mr", title=f"R1@{_iou:g}")
+metrics.add("mr-miou", "vlbench.metrics.moments:top1_iou", task="mr", title="mIoU")
+metrics.add("mr-map", "vlbench.metrics.moments:average_precision", task="mr", title="MR-mAP")
+metrics.add("mr-map@0.5", "vlbench.metrics.moments:average_precision", task="mr", title="mAP@0.5")
+metrics.add("mr-map@0.75", "vlbench.metrics.moments:average_precision", task="mr", title="mAP@0.75")
+for _range in ("short", "middle", "long"):
+    metrics.add(f"mr-map-{_range}", "vlbench.metrics.moments:average_precision", task="mr", title=f"mAP {_range}")
+for _level, _suffix in (("VeryGood", ""), ("Good", "-good"), ("Fair", "-fair")):
+    _note = "" if not _suffix else f" ({_level})"
+    metrics.add(f"hd-map{_suffix}", "vlbench.metrics.highlights:average_precision", task="hd", title=f"HD-mAP{_note}")
+    metrics.add(f"hd-hit1{_suffix}", "vlbench.metrics.highlights:hit_at_1", task="hd", title=f"HIT@1{_note}")
+metrics.add("hd-top5-map", "vlbench.metrics.highlights:tvsum_top5", task="hd", title="top-5 mAP (TVSum)")
+metrics.add("hd-ap", "vlbench.metrics.highlights:youtube_ap", task="hd", title="AP (YouTube Highlights)")
+
+# --- executors --------------------------------------------------------------------------------------------------------
+
+executors = Registry("executor")
+executors.add("local", "vlbench.runs.executors.local:LocalExecutor", summary="worker processes on this machine")
+executors.add("inline", "vlbench.runs.executors.inline:InlineExecutor", summary="this process, for debugging")
+
+
+def components() -> dict[str, list[tuple[str, Entry]]]:
+    """Every component by name: the (card key, entry) pairs where a slot knows this name, neutral ones left out."""
+    found: dict[str, list[tuple[str, Entry]]] = {}
+    for prefix, table in (("model.", model_slots), ("loss.", loss_slots)):
+        for name, slot_ in table.items():
+            for entry in slot_.entries():
+                if entry.name != "none":
+                    found.setdefault(entry.name, []).append((prefix + name, entry))
+    return found
