@@ -203,6 +203,27 @@ loss(
 # removes the term in the same edit.
 loss_needs: dict[str, tuple[str, str]] = {"task_coupled": ("feedback", "unijfm")}
 
+# --- training (videolights.md 5.1 to 5.3) -----------------------------------------------------------------------------
+
+# The [train] table of a card. AdamW with one parameter group, clipping to clip_norm, and a step schedule that
+# multiplies lr by lr_gamma every lr_drop epochs. eval_every: epochs between evaluations on the tune split (the last
+# epoch is always evaluated). select: the metrics whose mean on the tune split chooses the checkpoint; those that the
+# dataset does not have are left out.
+recipe_args: dict[str, Scalar] = {
+    "epochs": 200,
+    "batch_size": 32,
+    "eval_batch_size": 100,
+    "lr": 1e-4,
+    "weight_decay": 1e-4,
+    "clip_norm": 0.1,
+    "lr_drop": 400,
+    "lr_gamma": 0.1,
+    "eval_every": 5,
+    "select": "mr-map+hd-map",
+    "precision": "fp32",
+}
+recipe_version = 1  # raised when the loop's results change
+
 # --- encoders ---------------------------------------------------------------------------------------------------------
 
 # Order is the order of concatenation. ``width`` is what the field's files hold; widths are read from data and checked.

@@ -1,0 +1,98 @@
+"""Where cards are found: the workspace's first, then the built-in ones."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from vlbench import catalog
+from vlbench.cards.kinds import Ablation, ArmCard, Variant
+from vlbench.cards.read import Schema, line_of, load_toml, validate
+from vlbench.cards.resolve import resolve
+from vlbench.errors import CardError, suggestion
+
+Kind = Literal["models", "ablations", "sweeps"]
+
+
+class ArmTable(Schema):
+    """One ``[[arm]]`` of an ablation card."""
+
+    name: str
+    set: dict[str, bool | int | float | str]
+    reason: str = ""
+
+
+class AblationCard(Schema):
+    """A card in ``ablations/``."""
+
+    component: str
+    question: str
+    variants: list[str] = Field(min_length=1)
+    dataset: str | None = None
+    seeds: int = Field(default=5, ge=1)
+    primary: list[str] = Field(default=["mr-map", "hd-map"], min_length=1)
+    margin: float = Field(default=0.5, gt=0)
+    tuning: Literal["inherit"] = "inherit"
+    arm: list[ArmTable] = Field(min_length=1)
+
+
+def builtin_root() -> Path:
+    """The folder with the built-in cards: inside the wheel, or the repository of an editable install."""
+    here = Path(__file__).resolve()
+    packed = here.parents[1] / "_cards"
+    return packed if packed.is_dir() else here.parents[2]
+
+
+def cards(kind: Kind, root: Path) -> dict[str, Path]:
+    """Every card of a kind by name; a workspace's card hides a built-in one of the same name."""
+    found: dict[str, Path] = {}
+    for folder in (builtin_root() / kind, root / kind):
+        if folder.is_dir():
+            found |= {path.stem: path for path in sorted(folder.glob("*.toml"))}
+    return dict(sorted(found.items()))
+
+
+def load_variant(name: str, root: Path) -> Variant:
+    """The resolved variant of this name, or of a path to a card. Raises CardError with the near miss."""
+    return resolve(_find("models", "variant", name, root, None), lambda n, where: _find("models", "variant", n, root, where))
+
+
+def load_ablation(name: str, root: Path) -> Ablation:
+    """The ablation card of this name. Raises CardError with the near miss."""
+    path = _find("ablations", "ablation", name, root, None)
+    table, text = load_toml(path)
+    card = validate(AblationCard, table, path, text)
+    for metric in card.primary:
+        if metric not in catalog.metrics:
+            raise CardError(
+                f'primary names "{metric}", which is not a metric',
+                where=f"{path}:{line_of(text, ['primary'])}",
+                hint=suggestion(metric, catalog.metrics),
+            )
+    arms = tuple(ArmCard(arm.name, arm.set, arm.reason) for arm in card.arm)
+    return Ablation(
+        name=path.stem,
+        component=card.component,
+        question=card.question,
+        arms=arms,
+        variants=tuple(card.variants),
+        dataset=card.dataset,
+        seeds=card.seeds,
+        primary=tuple(card.primary),
+        margin=card.margin,
+        origin=f"{path}:{line_of(text, ['arm', 0]) or 1}",
+    )
+
+
+def _find(kind: Kind, word: str, name: str, root: Path, where: str | None) -> Path:
+    if name.endswith(".toml"):
+        path = Path(name)
+        if not path.is_file():
+            raise CardError(f"there is no {word} card at {name}", where=where)
+        return path
+    known = cards(kind, root)
+    if name not in known:
+        raise CardError(f'"{name}" is not a {word}', where=where, hint=suggestion(name, known))
+    return known[name]
