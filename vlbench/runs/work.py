@@ -1,0 +1,233 @@
+"""The one thing that every executor does: run cells, given as strings, against a store.
+
+A worker writes files and nothing else. It knows no tracker, no study and no report.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+import traceback
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vlbench.canon import digest_file
+from vlbench.cards.kinds import Features
+from vlbench.errors import DataError, StoreError, VlbenchError
+from vlbench.files import replacing
+from vlbench.runs.cells import CHECKPOINTS, Cell, Fit, Score, from_spec
+from vlbench.runs.provenance import provenance
+from vlbench.runs.store import EventLog, Store
+
+THREADS = 1  # per cell on a CPU: one single-threaded process per core is fastest, and the digits depend on the number
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How to run, never what: nothing here changes a result beyond rounding."""
+
+    store: str
+    workspace: str
+    device: str = "cpu"
+
+
+def run_cells(specs: Sequence[str], options: Options) -> None:
+    """Run cells in order: fits, and scores of fits that are finished. Finished and held cells are passed over.
+
+    A cell that fails is recorded with its cause and the next one goes on; a cell whose fit failed is not tried.
+    """
+    _settle()
+    store = Store(Path(options.store))
+    for text in specs:
+        cell = from_spec(json.loads(text))
+        if store.record(cell.id) is not None:
+            continue
+        if isinstance(cell, Score) and store.record(cell.fit) is None:
+            continue
+        folder = store.prepare(cell)
+        with store.claim(cell.id) as held:
+            if held and store.record(cell.id) is None:
+                _run(cell, folder, store, options)
+
+
+def _run(cell: Cell, folder: Path, store: Store, options: Options) -> None:
+    handler = logging.FileHandler(folder / "log.txt", encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    log = logging.getLogger("vlbench.run")
+    log.setLevel(logging.INFO)
+    log.propagate = False
+    log.addHandler(handler)
+    log.info("start %s %s on %s", cell.kind, cell.id, options.device)
+    try:
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda message, category, *_: log.warning("%s: %s", category.__name__, message)
+            if isinstance(cell, Fit):
+                record, cost = _run_fit(cell, folder, options)
+            else:
+                record, cost = _run_score(cell, folder, store, options)
+        store.finish(cell.id, record, {**provenance(options.device), **cost, "finished": _now()})
+        (folder / "checkpoint.safetensors").unlink(missing_ok=True)
+        log.info("done")
+    except Exception as error:  # whatever a cell fails of is a result to show, and the other cells go on
+        cause = str(error) if isinstance(error, VlbenchError) else f"{type(error).__name__}: {error}"
+        log.exception("failed")
+        store.fail(cell.id, cause, traceback.format_exc(), {**provenance(options.device), "finished": _now()})
+        if not isinstance(error, VlbenchError | MemoryError | RuntimeError | OSError):
+            raise
+    finally:
+        log.removeHandler(handler)
+        handler.close()
+
+
+def _run_fit(cell: Fit, folder: Path, options: Options) -> tuple[dict[str, Any], dict[str, Any]]:
+    from vlbench.train.loop import CHECKPOINT, EPOCH_SCORES, WEIGHTS, fit
+
+    features = cell.variant.features
+    training, tuning = (_split(cell, role, features, options) for role in ("fit", "tune"))
+    last_epoch = _checkpoint_epoch(folder / CHECKPOINT)
+    events = EventLog(folder / "events.jsonl", keep_through=last_epoch)
+    started = time.perf_counter()
+    try:
+        result = fit(
+            cell.variant,
+            training,
+            tuning,
+            seed=cell.seed,
+            device=_device(options.device),
+            folder=folder,
+            log=events.write,
+        )
+    finally:
+        events.close()
+    record = {
+        "cell": cell.id,
+        "kind": cell.kind,
+        "parameters": result.parameters,
+        "epochs": result.epochs,
+        "selected_epoch": result.selected_epoch,
+        "queries": {"fit": len(training), "tune": len(tuning)},
+        "summary": dict(result.summary),
+        "files": _digests(folder, [*WEIGHTS.values(), EPOCH_SCORES]),
+    }
+    cost = {"seconds": result.seconds, "wall": time.perf_counter() - started, "resumed": result.resumed}
+    return record, {**cost, "threads": THREADS}
+
+
+def _run_score(cell: Score, folder: Path, store: Store, options: Options) -> tuple[dict[str, Any], dict[str, Any]]:
+    from vlbench.data.predictions import write_predictions
+    from vlbench.metrics.base import score
+    from vlbench.train.checkpoint import load_weights
+    from vlbench.train.loop import WEIGHTS, build
+    from vlbench.train.predict import predict
+    from vlbench.train.recipe import Recipe
+
+    started = time.perf_counter()
+    trained = from_spec(store.spec(cell.fit))
+    assert isinstance(trained, Fit)
+    reporting = _split(cell, "report", cell.features, options)
+    device, recipe = _device(options.device), Recipe.of(trained.variant.recipe)
+    model = build(trained.variant, reporting, trained.seed).to(device)
+    summary: dict[str, float] = {}
+    tables, notes = [], set()
+    for checkpoint in CHECKPOINTS:
+        load_weights(model, store.folder(cell.fit) / WEIGHTS[checkpoint])
+        rows = predict(
+            model, reporting, device=device, batch_size=recipe.eval_batch_size, precision=recipe.precision
+        )
+        with replacing(folder / f"predictions-{checkpoint}.jsonl.gz") as path:
+            write_predictions(path, rows)
+        scores = score(
+            reporting.queries, rows, mode=cell.mode, metrics=tuple(cell.metrics), clip_s=reporting.dataset.clip_s
+        )
+        notes |= set(scores.warnings)
+        summary |= {f"{checkpoint}/{name}": scores.mean(name) for name in scores.values}
+        tables.append((checkpoint, scores))
+    with replacing(folder / "queries.parquet") as path:
+        _write_queries(path, reporting.queries, tables)
+    names = [*(f"predictions-{checkpoint}.jsonl.gz" for checkpoint in CHECKPOINTS), "queries.parquet"]
+    record = {
+        "cell": cell.id,
+        "kind": cell.kind,
+        "fit": cell.fit,
+        "split": reporting.dataset.split_rule("report"),
+        "queries": len(reporting),
+        "summary": summary,
+        "warnings": sorted(notes),
+        "files": _digests(folder, names),
+    }
+    return record, {"seconds": time.perf_counter() - started, "threads": THREADS}
+
+
+def _split(cell: Cell, role: str, features: Features, options: Options) -> Any:
+    """The queries and packed features of one role, after checking that the data are still those of the plan."""
+    from vlbench.data.base import open_dataset
+    from vlbench.data.packed import Packed
+    from vlbench.train.batch import Split
+    from vlbench.workspace import find
+
+    dataset = open_dataset(cell.data.name, find(Path(options.workspace)))
+    known = cell.data.fingerprints.get(role)
+    if known is not None and dataset.fingerprint(role, features) != known:
+        raise DataError(
+            f'the {role} data of "{cell.data.name}" changed after the study was planned',
+            hint="plan again: run the same command",
+        )
+    return Split(dataset, role, features, Packed.open(dataset, role, features, Path(options.store)))
+
+
+def _write_queries(path: Path, queries: Sequence[Any], tables: Sequence[tuple[str, Any]]) -> None:
+    """One row per query and checkpoint: ``qid`` (JSON), ``source_video``, ``checkpoint`` and float32 per metric."""
+    import numpy as np
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    parts = []
+    for checkpoint, scores in tables:
+        columns: dict[str, Any] = {
+            "qid": [json.dumps(query.qid) for query in queries],
+            "source_video": [query.source_video for query in queries],
+            "checkpoint": [checkpoint] * len(queries),
+        }
+        columns |= {name: np.asarray(values, dtype=np.float32) for name, values in scores.values.items()}
+        parts.append(pa.table(columns))
+    pq.write_table(pa.concat_tables(parts), path, compression="zstd")
+
+
+def _digests(folder: Path, names: Sequence[str]) -> dict[str, str]:
+    return {name: digest_file(folder / name) for name in sorted(names)}
+
+
+def _checkpoint_epoch(path: Path) -> int:
+    """The last epoch that a checkpoint holds, -1 without one."""
+    if not path.exists():
+        return -1
+    from safetensors import safe_open
+
+    try:
+        with safe_open(path, framework="np") as stream:
+            return int(json.loads(stream.metadata()["progress"])["next_epoch"]) - 1
+    except Exception as error:
+        raise StoreError(f"the checkpoint cannot be read: {error}", where=path, hint="delete it to start anew") from error
+
+
+def _device(name: str) -> Any:
+    import torch
+
+    return torch.device(name)
+
+
+def _settle() -> None:
+    """Fix what the digits depend on: the number of threads, and plain fp32 products on a GPU."""
+    import torch
+
+    torch.set_num_threads(THREADS)
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

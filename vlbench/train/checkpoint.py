@@ -1,0 +1,99 @@
+"""Weights and resumable state as safetensors: nothing here is ever unpickled.
+
+A checkpoint holds the model, the optimiser's moments, the per-query scores of every evaluated epoch, and a few numbers.
+It holds no random state, because every stream is found again by its name and epoch.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from vlbench.errors import StoreError
+
+
+@dataclass(slots=True)
+class Progress:
+    """How far a fit is. Epochs count from 0.
+
+    evaluated: epochs whose tune scores are in ``scores``: float16 (len(evaluated), queries, metrics).
+    """
+
+    next_epoch: int = 0
+    best_epoch: int = -1
+    best_value: float = float("-inf")
+    evaluated: list[int] = field(default_factory=list)
+    scores: list[NDArray[np.float16]] = field(default_factory=list)
+    seconds: float = 0.0
+    resumed: int = 0
+
+
+def save_weights(model: nn.Module, path: Path, metadata: Mapping[str, str]) -> None:
+    """Write the weights; equal weights and metadata give equal bytes."""
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    save_file(state, path, metadata=dict(metadata))
+
+
+def load_weights(model: nn.Module, path: Path) -> dict[str, str]:
+    """Read weights into a model of the same form and return the metadata. Raises StoreError if they do not fit."""
+    try:
+        with safe_open(path, framework="pt") as stream:
+            metadata = stream.metadata() or {}
+        model.load_state_dict(load_file(path))
+    except (OSError, RuntimeError) as error:
+        raise StoreError(f"the weights do not fit this model: {error}", where=path) from error
+    return metadata
+
+
+def save_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress) -> None:
+    """Write everything a killed fit needs to go on after ``progress.next_epoch - 1``."""
+    tensors = {f"model/{name}": tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    for index, state in optimizer.state_dict()["state"].items():
+        for name, value in state.items():
+            tensors[f"optimizer/{index}/{name}"] = torch.as_tensor(value).detach().cpu().contiguous()
+    if progress.scores:
+        tensors["scores"] = torch.from_numpy(np.stack(progress.scores))
+    numbers: dict[str, Any] = {
+        "next_epoch": progress.next_epoch,
+        "best_epoch": progress.best_epoch,
+        "best_value": progress.best_value if progress.best_epoch >= 0 else None,
+        "evaluated": progress.evaluated,
+        "seconds": progress.seconds,
+        "resumed": progress.resumed,
+    }
+    save_file(tensors, path, metadata={"progress": json.dumps(numbers)})
+
+
+def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> Progress:
+    """Read what ``save_checkpoint`` wrote, into a model and an optimiser of the same form."""
+    with safe_open(path, framework="pt") as stream:
+        numbers = json.loads(stream.metadata()["progress"])
+    tensors = load_file(path)
+    model.load_state_dict({k.removeprefix("model/"): t for k, t in tensors.items() if k.startswith("model/")})
+    state: dict[int, dict[str, torch.Tensor]] = {}
+    for key, tensor in tensors.items():
+        if key.startswith("optimizer/"):
+            _, index, name = key.split("/")
+            state.setdefault(int(index), {})[name] = tensor
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+    scores = list(tensors["scores"].numpy()) if "scores" in tensors else []
+    best = numbers["best_value"]
+    return Progress(
+        next_epoch=numbers["next_epoch"],
+        best_epoch=numbers["best_epoch"],
+        best_value=float("-inf") if best is None else best,
+        evaluated=numbers["evaluated"],
+        scores=scores,
+        seconds=numbers["seconds"],
+        resumed=numbers["resumed"] + 1,
+    )

@@ -1,0 +1,209 @@
+"""The training loop: epochs, evaluation on the tune split, the selected and the last checkpoint.
+
+It reads from top to bottom as the recipe does. The reporting split is not known here: a fit cannot look at it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from vlbench.cards.kinds import Variant
+from vlbench.errors import Diverged
+from vlbench.files import replacing
+from vlbench.metrics.base import Scores, score
+from vlbench.nn.losses import Criterion
+from vlbench.nn.model import VideoMomentModel, assemble, parameters_of
+from vlbench.streams import seed_for
+from vlbench.train.batch import Split, to_inputs, to_targets
+from vlbench.train.checkpoint import Progress, load_checkpoint, save_checkpoint, save_weights
+from vlbench.train.predict import autocast, predict
+from vlbench.train.recipe import Recipe, make_optimizer
+
+CHECKPOINT = "checkpoint.safetensors"
+WEIGHTS = {"selected": "model.safetensors", "last": "last.safetensors"}
+EPOCH_SCORES = "epochs.npz"
+
+Log = Callable[[Mapping[str, Any]], None]
+
+
+@dataclass(frozen=True, slots=True)
+class FitResult:
+    """What a fit leaves behind, beside its files. Values are fractions, not points."""
+
+    parameters: int
+    epochs: int
+    selected_epoch: int
+    summary: Mapping[str, float]
+    seconds: float
+    resumed: int
+
+
+def build(variant: Variant, split: Split, seed: int) -> VideoMomentModel:
+    """The variant's model for this dataset's widths, with this seed's initial weights."""
+    dataset, features = split.dataset, variant.features
+    return assemble(
+        variant,
+        clip_width=sum(dataset.video_encoders[name] for name in features.video) + 2,  # + temporal endpoints
+        word_width=sum(dataset.text_encoders[name] for name in features.text),
+        seed=seed,
+        tasks=dataset.trains,
+    )
+
+
+def fit(
+    variant: Variant,
+    training: Split,
+    tuning: Split,
+    *,
+    seed: int,
+    device: torch.device,
+    folder: Path,
+    log: Log,
+    resume: bool = True,
+) -> FitResult:
+    """Train one variant with one seed and leave weights and per-epoch scores in ``folder``.
+
+    After every epoch a checkpoint is written, so a kill loses at most the epoch in progress; calling again goes on from
+    it and ends with the same weights as an unbroken run.
+
+    Raises: Diverged if a loss, a prediction or a gradient is not finite.
+    """
+    recipe = Recipe.of(variant.recipe)
+    model = build(variant, training, seed).to(device)
+    criterion = Criterion.of(variant, training.dataset.trains)
+    optimizer = make_optimizer(model, recipe)
+    progress = Progress()
+    if resume and (folder / CHECKPOINT).exists():
+        progress = load_checkpoint(folder / CHECKPOINT, model, optimizer)
+    names: tuple[str, ...] = ()
+
+    for epoch in range(progress.next_epoch, recipe.epochs):
+        started = time.perf_counter()
+        for group in optimizer.param_groups:
+            group["lr"] = recipe.lr_at(epoch)
+        losses = _train_epoch(model, criterion, optimizer, training, recipe, seed, epoch, device)
+        event: dict[str, Any] = {"event": "epoch", "epoch": epoch, "lr": recipe.lr_at(epoch), "loss": losses}
+        if recipe.evaluates(epoch):
+            scores = evaluate(model, tuning, recipe, device)
+            names = tuple(scores.values)
+            value = selection_value(scores, recipe)
+            progress.evaluated.append(epoch)
+            progress.scores.append(as_float16(scores))
+            event["tune"] = {name: scores.mean(name) for name in names}
+            if value > progress.best_value:
+                progress.best_epoch, progress.best_value = epoch, value
+                with replacing(folder / WEIGHTS["selected"]) as path:
+                    save_weights(model, path, {"epoch": str(epoch)})
+        progress.next_epoch = epoch + 1
+        progress.seconds += time.perf_counter() - started
+        with replacing(folder / CHECKPOINT) as path:
+            save_checkpoint(path, model, optimizer, progress)
+        log({**event, "seconds": round(progress.seconds, 3), "epochs": recipe.epochs})
+
+    with replacing(folder / WEIGHTS["last"]) as path:
+        save_weights(model, path, {"epoch": str(recipe.epochs - 1)})
+    if not names:  # resumed after the last epoch, before the record was written
+        names = tuple(evaluate(model, tuning, recipe, device).values)
+    with replacing(folder / EPOCH_SCORES) as path, path.open("wb") as stream:
+        save_epoch_scores(stream, names, [str(query.qid) for query in tuning.queries], progress)
+    return FitResult(
+        parameters=parameters_of(model),
+        epochs=recipe.epochs,
+        selected_epoch=progress.best_epoch,
+        summary=_summary(names, progress),
+        seconds=progress.seconds,
+        resumed=progress.resumed,
+    )
+
+
+def _train_epoch(
+    model: VideoMomentModel,
+    criterion: Criterion,
+    optimizer: torch.optim.Optimizer,
+    training: Split,
+    recipe: Recipe,
+    seed: int,
+    epoch: int,
+    device: torch.device,
+) -> dict[str, float]:
+    """One pass over the fit split; returns the mean of every loss term over the batches."""
+    model.train()
+    totals: dict[str, torch.Tensor] = {}
+    steps = 0
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed_for(seed, "dropout", epoch))
+        for batch in training.training(seed, epoch, recipe.batch_size):
+            with autocast(device, recipe.precision):
+                outputs = model(to_inputs(batch, device))
+            if not bool(torch.isfinite(outputs.spans_cw).all()):
+                raise Diverged(f"a predicted span is not finite in epoch {epoch + 1}, step {steps + 1}")
+            losses = criterion(outputs, to_targets(batch, device), epoch=epoch)
+            if not bool(torch.isfinite(losses.total)):
+                bad = [name for name, value in losses.terms.items() if not bool(torch.isfinite(value).all())]
+                raise Diverged(
+                    f"the loss is {float(losses.total)} in epoch {epoch + 1}, step {steps + 1} (terms: {', '.join(bad)})"
+                )
+            optimizer.zero_grad(set_to_none=True)
+            losses.total.backward()  # type: ignore[no-untyped-call]
+            norm = nn.utils.clip_grad_norm_(model.parameters(), recipe.clip_norm)
+            if not bool(torch.isfinite(norm)):
+                raise Diverged(f"the gradient's norm is {float(norm)} in epoch {epoch + 1}, step {steps + 1}")
+            optimizer.step()
+            steps += 1
+            for name, value in {"total": losses.total, **losses.terms}.items():
+                totals[name] = totals.get(name, torch.zeros((), device=device)) + value.detach().sum()
+    return {name: float(value) / steps for name, value in totals.items()}
+
+
+def evaluate(model: VideoMomentModel, split: Split, recipe: Recipe, device: torch.device) -> Scores:
+    """Per-query scores of the model as it is, on the tune split."""
+    rows = predict(model, split, device=device, batch_size=recipe.eval_batch_size, precision=recipe.precision)
+    return score(split.queries, rows, clip_s=split.dataset.clip_s)
+
+
+def selection_value(scores: Scores, recipe: Recipe) -> float:
+    """The mean of the selecting metrics that this dataset has. Raises Diverged if it is not a number."""
+    known = [scores.mean(name) for name in recipe.selects if name in scores.values]
+    if not known:
+        known = [scores.mean(next(iter(scores.values)))]
+    value = float(np.mean(known))
+    if not np.isfinite(value):
+        raise Diverged("the selecting metrics are not numbers on the tune split")
+    return value
+
+
+def as_float16(scores: Scores) -> np.ndarray[Any, np.dtype[np.float16]]:
+    """(queries, metrics): all per-query scores of one evaluated epoch; float16 resolves 0.0005 near 1."""
+    return np.stack(list(scores.values.values()), axis=1).astype(np.float16)
+
+
+def save_epoch_scores(stream: Any, names: tuple[str, ...], qids: list[str], progress: Progress) -> None:
+    """``scores`` float16 (epochs, queries, metrics), ``epochs``, ``metrics``, ``qids``."""
+    np.savez(
+        stream,
+        scores=np.stack(progress.scores),
+        epochs=np.asarray(progress.evaluated),
+        metrics=np.asarray(names),
+        qids=np.asarray(qids),
+    )
+
+
+def _summary(names: tuple[str, ...], progress: Progress) -> dict[str, float]:
+    """Tune means of the selected and the last evaluated epoch."""
+    summary: dict[str, float] = {}
+    rows = {"selected": progress.evaluated.index(progress.best_epoch), "last": len(progress.evaluated) - 1}
+    for checkpoint, row in rows.items():
+        table = progress.scores[row].astype(np.float64)
+        for column, name in enumerate(names):
+            values = table[:, column][~np.isnan(table[:, column])]
+            if len(values):
+                summary[f"tune/{checkpoint}/{name}"] = float(values.mean())
+    return summary
