@@ -46,7 +46,7 @@ def loss(name: str, use: str, target: str, *, task: str, version: int = 1, summa
     components.
     """
     if name not in loss_slots:
-        loss_slots[name] = Slot(f"loss.{name}", neutral="none", takes="Outputs, Targets", gives="scalar")
+        loss_slots[name] = Slot(f"loss.{name}", neutral="none", takes="Step", gives="scalar or K")
         loss_slots[name].add("none", "vlbench.nn.losses:Absent", summary="the term is absent")
     loss_slots[name].add(use, target, version=version, args={"weight": 1.0, **args}, summary=summary, task=task)
 
@@ -86,11 +86,19 @@ word_position.add("none", "vlbench.nn.position:NoPosition", summary="words carry
 word_position.add(
     "learned",
     "vlbench.nn.position:LearnedPosition",
-    args={"max_words": 32, "dropout": 0.1},
+    args={"max_words": 32, "dropout": 0.5},
     summary="a trained table of positions for the words",
 )
+word_position.add(
+    "idle",
+    "vlbench.nn.position:IdlePosition",
+    args={"max_words": 32, "dropout": 0.5},
+    summary="none, beside a table that is never read: what released checkpoints hold and count as parameters",
+)
 
-refinement = slot("refinement", neutral="none", placebo="placebo", takes="clips B L D, words B W D", gives="clips B L D")
+refinement = slot(
+    "refinement", neutral="none", placebo="placebo", takes="clips B L D, words B W D", gives="clips B L D"
+)
 refinement.add("none", "vlbench.nn.refinement:Unchanged", summary="clips stay as they are projected")
 refinement.add(
     "fra",
@@ -105,9 +113,7 @@ refinement.add(
     summary="FRA's parameters and operations with the clips in place of the words: capacity without the query",
 )
 
-fusion = slot(
-    "fusion", neutral="one-way", takes="global 1 D, clips B L D, words B W D", gives="global B D, clips B L D"
-)
+fusion = slot("fusion", neutral="one-way", takes="clips B L D, words B W D, positions of both", gives="clips B L D")
 fusion.add(
     "one-way",
     "vlbench.nn.fusion:OneWayFusion",
@@ -124,7 +130,9 @@ fusion.add(
 encoder = slot("encoder", neutral="transformer", takes="global and clips B 1+L D", gives="memory B 1+L D")
 encoder.add("transformer", "vlbench.nn.transformer:Encoder", args={"layers": 3}, summary="post-norm self-attention")
 
-decoder = slot("decoder", neutral="anchor", takes="memory B L D", gives="states K B A D, references K B A 2")
+decoder = slot(
+    "decoder", neutral="anchor", takes="clips B L D, positions B L D", gives="states K B A D, references K B A 2"
+)
 decoder.add(
     "anchor",
     "vlbench.nn.transformer:AnchorDecoder",
@@ -132,10 +140,20 @@ decoder.add(
     summary="DAB-style anchors with modulated cross-attention",
 )
 
-heads = slot("heads", neutral="joint", takes="states K B A D, memory B 1+L D", gives="spans, logits, saliency")
+heads = slot(
+    "heads",
+    neutral="joint",
+    takes="states K B A D, references K B A 2, clips B L D, token B D",
+    gives="spans, logits, saliency",
+)
 heads.add("joint", "vlbench.nn.heads:JointHeads", summary="class and span per anchor, saliency per clip")
 
-feedback = slot("feedback", neutral="none", takes="spans, clips, memory", gives="saliency B L or nothing")
+feedback = slot(
+    "feedback",
+    neutral="none",
+    takes="spans B A 2, logits B A 2, projected clips B L D, clips B L D",
+    gives="saliency B L or nothing",
+)
 feedback.add("none", "vlbench.nn.feedback:NoFeedback", summary="the two tasks share the encoder and nothing else")
 feedback.add(
     "unijfm",
@@ -153,13 +171,22 @@ matcher.add(
 
 # --- the losses (videolights.md 3.2) ----------------------------------------------------------------------------------
 
-loss("span", "l1", "vlbench.nn.losses:SpanL1", task="mr", summary="L1 distance of matched spans")
-loss("giou", "giou", "vlbench.nn.losses:SpanGIoU", task="mr", summary="1 - generalised IoU of matched spans")
+# ``auxiliary``: the term also applies to every decoder layer before the last, with the same weight.
+loss("span", "l1", "vlbench.nn.losses:SpanL1", task="mr", auxiliary=True, summary="L1 distance of matched spans")
+loss(
+    "giou",
+    "giou",
+    "vlbench.nn.losses:SpanGIoU",
+    task="mr",
+    auxiliary=True,
+    summary="1 - generalised IoU of matched spans",
+)
 loss(
     "label",
     "cross_entropy",
     "vlbench.nn.losses:LabelCrossEntropy",
     task="mr",
+    auxiliary=True,
     background=0.1,
     summary="matched anchors are foreground; background counts by its own weight",
 )
@@ -168,12 +195,26 @@ loss(
     "nce",
     "vlbench.nn.losses:AnchorWordNCE",
     task="mr",
+    auxiliary=True,
     width=64,
     temperature=0.07,
     summary="matched anchors are close to the words, in a projected space",
 )
-loss("alignment", "cosine", "vlbench.nn.losses:ClipTextAlignment", task="mr", summary="clips resemble the query where salient")
-loss("margin", "hinge", "vlbench.nn.losses:SaliencyMargin", task="hd", margin=0.2, summary="a salient clip above a dull one")
+loss(
+    "alignment",
+    "cosine",
+    "vlbench.nn.losses:ClipTextAlignment",
+    task="mr",
+    summary="clips resemble the query where salient",
+)
+loss(
+    "margin",
+    "hinge",
+    "vlbench.nn.losses:SaliencyMargin",
+    task="hd",
+    margin=0.2,
+    summary="a salient clip above a dull one",
+)
 loss(
     "rank",
     "contrastive",
@@ -182,8 +223,12 @@ loss(
     temperature=0.5,
     summary="rank-aware contrastive loss over clips and the negative pair",
 )
-loss("negative_pair", "rejection", "vlbench.nn.losses:NegativePair", task="hd", summary="no saliency for another's query")
-loss("saliency_cosine", "cosine", "vlbench.nn.losses:SaliencyCosine", task="hd", summary="saliency resembles its labels")
+loss(
+    "negative_pair", "rejection", "vlbench.nn.losses:NegativePair", task="hd", summary="no saliency for another's query"
+)
+loss(
+    "saliency_cosine", "cosine", "vlbench.nn.losses:SaliencyCosine", task="hd", summary="saliency resembles its labels"
+)
 loss(
     "task_coupled",
     "cosine",

@@ -1,0 +1,122 @@
+"""Fusion: the clips take in the words.
+
+Source: QD-DETR (arXiv:2303.13874) for the one-way layer; VideoLights (arXiv:2412.01558), section "bi-directional
+cross-modal fusion network", as its released code has it.
+
+    paper (figure 4)                   here
+    text-to-video, first and second    ``meet_words``, ``meet_found_words``
+    video-to-text                      ``words_meet``
+    V, T                               clips, words
+
+Both layers read the released mask of pairs, by which a sample can depend on the lengths of the others in its batch.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from vlbench.nn.masks import released_pairs
+from vlbench.nn.shapes import Bool, Float, Sizes
+from vlbench.nn.transformer import Attention, FeedForward, stacked
+
+
+class OneWayLayer(nn.Module):
+    """1. clips attend to words, with a residual; 2. norm, feed-forward, residual, norm."""
+
+    def __init__(self, sizes: Sizes) -> None:
+        super().__init__()
+        self.heads = sizes.heads
+        self.attention = Attention(sizes)
+        self.feedforward = FeedForward(sizes)
+        self.norm1, self.norm2 = nn.LayerNorm(sizes.width), nn.LayerNorm(sizes.width)
+        self.dropout = nn.Dropout(sizes.dropout)
+
+    def forward(
+        self,
+        clips: Float[Tensor, "B L D"],
+        words: Float[Tensor, "B W D"],
+        clip_position: Float[Tensor, "B L D"],
+        word_position: Float[Tensor, "B W D"],
+        clip_mask: Bool[Tensor, "B L"],
+        word_mask: Bool[Tensor, "B W"],
+    ) -> Float[Tensor, "B L D"]:
+        shown = released_pairs(clip_mask, word_mask, self.heads)  # B H L W
+        found = self.attention(clips + clip_position, words + word_position, words, shown)  # B L D
+        clips = clips + self.dropout(found)
+        out: Tensor = self.norm2(clips + self.dropout(self.feedforward(self.norm1(clips))))
+        return out
+
+
+class BiCMFLayer(nn.Module):
+    """1. clips attend to words; 2. words attend to clips; 3. the clips of step 1 attend
+    to the words of step 2; 4. feed-forward.
+
+    Two peculiarities of the released code. The residual around the feed-forward block adds the block's output to
+    itself, so the clips reach the next layer only through it. ``norm2`` is never used; it is kept because released
+    checkpoints hold it and count it.
+    """
+
+    def __init__(self, sizes: Sizes) -> None:
+        super().__init__()
+        D = sizes.width
+        self.heads = sizes.heads
+        self.meet_words, self.words_meet, self.meet_found_words = Attention(sizes), Attention(sizes), Attention(sizes)
+        self.mix1, self.mix2, self.mix3 = nn.Linear(D, D), nn.Linear(D, D), nn.Linear(D, D)
+        self.norm1, self.norm2, self.norm3, self.norm4 = (nn.LayerNorm(D) for _ in range(4))
+        self.feedforward = FeedForward(sizes)
+        self.dropout = nn.Dropout(sizes.dropout)
+
+    def forward(
+        self,
+        clips: Float[Tensor, "B L D"],
+        words: Float[Tensor, "B W D"],
+        clip_position: Float[Tensor, "B L D"],
+        word_position: Float[Tensor, "B W D"],
+        clip_mask: Bool[Tensor, "B L"],
+        word_mask: Bool[Tensor, "B W"],
+    ) -> Float[Tensor, "B L D"]:
+        shown_words = released_pairs(clip_mask, word_mask, self.heads)  # B H L W
+        shown_clips = released_pairs(word_mask, clip_mask, self.heads)  # B H W L
+
+        placed_clips, placed_words = clips + clip_position, words + word_position
+        found = self.meet_words(placed_clips, placed_words, words, shown_words)  # B L D
+        first = self.norm1(clips + self.mix1(self.dropout(found)))  # B L D
+
+        found = self.words_meet(placed_words, placed_clips, clips, shown_clips)  # B W D
+        words = words + self.mix2(self.dropout(found))  # B W D
+
+        found = self.meet_found_words(first, words, words, shown_words)  # B L D
+        third = self.norm3(first + self.mix3(self.dropout(found)))  # B L D
+
+        fed = self.feedforward(third)  # B L D
+        out: Tensor = self.norm4(fed + self.dropout(fed))
+        return out
+
+
+class OneWayFusion(nn.Module):
+    """Clips attend to words, ``layers`` times; the words stay as they are."""
+
+    layer: type[nn.Module] = OneWayLayer
+
+    def __init__(self, sizes: Sizes, *, layers: int) -> None:
+        super().__init__()
+        self.layers = stacked(self.layer(sizes), layers)
+
+    def forward(
+        self,
+        clips: Float[Tensor, "B L D"],
+        words: Float[Tensor, "B W D"],
+        clip_position: Float[Tensor, "B L D"],
+        word_position: Float[Tensor, "B W D"],
+        clip_mask: Bool[Tensor, "B L"],
+        word_mask: Bool[Tensor, "B W"],
+    ) -> Float[Tensor, "B L D"]:
+        for layer in self.layers:
+            clips = layer(clips, words, clip_position, word_position, clip_mask, word_mask)
+        return clips
+
+
+class BiCMF(OneWayFusion):
+    """Clips and words attend to each other, ``layers`` times; every layer starts from the original words."""
+
+    layer = BiCMFLayer

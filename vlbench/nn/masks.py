@@ -1,0 +1,37 @@
+"""Masks: boolean, True where something is real; the flips to what an operation wants happen here and nowhere else."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from vlbench.nn.shapes import Bool, Float
+
+# log(1e-45) in float32, whose smallest positive number 1e-45 rounds to. The released code computes it at run time,
+# which gives another number in float64 and minus infinity where denormals are flushed.
+LOG_TINY = -103.27893
+
+
+def masked_softmax(scores: Float[Tensor, "B *M N"], mask: Bool[Tensor, "B *M N"]) -> Float[Tensor, "B *M N"]:
+    """Softmax over the last dimension among real entries; uniform in a row that has none."""
+    return scores.masked_fill(~mask, -1e30).softmax(-1)
+
+
+def keys(mask: Bool[Tensor, "B N"]) -> Bool[Tensor, "B 1 1 N"]:
+    """The keys that every head and every row may attend to."""
+    return mask[:, None, None, :]
+
+
+def released_pairs(
+    row_mask: Bool[Tensor, "B M"], key_mask: Bool[Tensor, "B N"], heads: int
+) -> Bool[Tensor, "B {heads} M N"]:
+    """What a cross-attention of the released code may attend to: real keys, less a mask that belongs to other samples.
+
+    A pair of a padded row and a padded key is hidden, but the mask of pairs is stacked as (head, sample) where the
+    attention reads it as (sample, head): head h of sample b reads the pairs of sample (b * heads + h) mod B. So a
+    sample's result depends on the lengths of the others in its batch, unless nothing or only one side is padded.
+    """
+    B = len(row_mask)
+    reader = torch.arange(B * heads, device=row_mask.device).remainder(B).view(B, heads)  # B H
+    shown = row_mask[:, :, None] | key_mask[:, None, :]  # B M N
+    return shown[reader] & key_mask[:, None, None, :]  # B H M N

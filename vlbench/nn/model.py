@@ -1,0 +1,224 @@
+"""The whole: what goes in, what comes out, and the one function that puts components together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from typing import Any, Self, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from vlbench.cards.kinds import Variant
+from vlbench.catalog import find_slot
+from vlbench.nn.heads import ContrastiveProjections
+from vlbench.nn.position import GlobalToken, clip_positions
+from vlbench.nn.shapes import Bool, Float, Int, Sizes
+from vlbench.streams import seed_for
+
+Built = TypeVar("Built", bound=nn.Module)
+
+# --- data -------------------------------------------------------------------------------------------------------------
+
+
+class _Tensors:
+    """What dataclasses of tensors share."""
+
+    __slots__ = ()
+
+    def _map(self, function: Callable[[Tensor], Tensor]) -> Self:
+        values = {field.name: getattr(self, field.name) for field in fields(self)}  # type: ignore[arg-type]
+        changed = {name: function(value) for name, value in values.items() if isinstance(value, Tensor)}
+        return replace(self, **changed)  # type: ignore[type-var]
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Self:
+        """The same on another device."""
+        return self._map(lambda value: value.to(device, non_blocking=non_blocking))
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs(_Tensors):
+    """A batch of videos and queries, padded on the right.
+
+    clips: features, L2-normalised per encoder, with the two channels of relative start and end (TEF) last.
+    clip_mask, word_mask: True where a clip or word is real. words: features of the query, one row per token.
+    """
+
+    clips: Float[Tensor, "B L F"]
+    clip_mask: Bool[Tensor, "B L"]
+    words: Float[Tensor, "B W G"]
+    word_mask: Bool[Tensor, "B W"]
+
+
+@dataclass(frozen=True, slots=True)
+class Targets(_Tensors):
+    """What is known of the answer.
+
+    spans_cw: moments as (centre, width) in fractions of the video. span_mask: True where there is a moment; all False
+    where only highlights are annotated. saliency: labels, 0 to 12 on QVHighlights, 0 on padding. salient: 1 where the
+    label is above 0. positive, negative: indices of P pairs of clips, the first of a pair being the more salient one.
+    """
+
+    spans_cw: Float[Tensor, "B N 2"]
+    span_mask: Bool[Tensor, "B N"]
+    saliency: Float[Tensor, "B L"]
+    salient: Float[Tensor, "B L"]
+    positive: Int[Tensor, "B P"]
+    negative: Int[Tensor, "B P"]
+
+
+@dataclass(frozen=True, slots=True)
+class Outputs(_Tensors):
+    """What a model says about a batch; of the K decoder layers the last is the prediction.
+
+    spans_cw: (centre, width) in (0, 1). logits: foreground, background. saliency: per clip, meaningless on padding;
+    saliency_negative: the same under the next sample's query; saliency_feedback: from the best moment.
+    anchors_projected, words_projected, clips_projected: unit vectors of the contrastive space, None without that loss.
+    words: after projection. clips: after refinement. None where the model was called with negative=False, or where the
+    variant has no such part.
+    """
+
+    spans_cw: Float[Tensor, "K B A 2"]
+    logits: Float[Tensor, "K B A 2"]
+    saliency: Float[Tensor, "B L"]
+    words: Float[Tensor, "B W D"]
+    clips: Float[Tensor, "B L D"]
+    clip_mask: Bool[Tensor, "B L"]
+    saliency_negative: Float[Tensor, "B L"] | None = None
+    saliency_feedback: Float[Tensor, "B L"] | None = None
+    anchors_projected: Float[Tensor, "K B A C"] | None = None
+    words_projected: Float[Tensor, "B W C"] | None = None
+    clips_projected: Float[Tensor, "B L C"] | None = None
+
+    def float(self) -> Outputs:
+        """Everything that is not a mask in float32."""
+        return self._map(lambda value: value.float() if value.is_floating_point() else value)
+
+
+# --- the model --------------------------------------------------------------------------------------------------------
+
+
+class VideoMomentModel(nn.Module):
+    """Projection, refinement, fusion, encoder, decoder, heads, feedback: every part a component of its slot.
+
+    contrast: the projections of the contrastive loss, or None where the variant has no such loss.
+    """
+
+    def __init__(
+        self,
+        *,
+        clip_projection: nn.Module,
+        word_projection: nn.Module,
+        word_position: nn.Module,
+        refinement: nn.Module,
+        token: GlobalToken,
+        fusion: nn.Module,
+        encoder: nn.Module,
+        decoder: nn.Module,
+        heads: nn.Module,
+        feedback: nn.Module,
+        contrast: nn.Module | None,
+    ) -> None:
+        super().__init__()
+        self.clip_projection, self.word_projection = clip_projection, word_projection
+        self.word_position, self.refinement, self.token = word_position, refinement, token
+        self.fusion, self.encoder, self.decoder = fusion, encoder, decoder
+        self.heads: Any = heads
+        self.feedback, self.contrast = feedback, contrast
+
+    def forward(self, inputs: Inputs, *, negative: bool = True) -> Outputs:
+        """negative: also compute what only losses read, foremost every video under the next sample's query."""
+        clip_mask, word_mask = inputs.clip_mask, inputs.word_mask
+        projected = self.clip_projection(inputs.clips, clip_mask)  # B L D
+        words = self.word_projection(inputs.words, word_mask)  # B W D
+        positions = clip_positions(clip_mask, projected.shape[-1])  # B L D
+        word_positions = self.word_position(words)  # B W D
+        clips = self.refinement(projected, words, clip_mask, word_mask)  # B L D
+
+        token, memory = self._understand(clips, words, positions, word_positions, clip_mask, word_mask)
+        states, references = self.decoder(memory, positions, clip_mask)  # K B A D, K B A 2
+        spans_cw, logits = self.heads.moments(states, references)  # K B A 2, K B A 2
+        saliency = self.heads.saliency(memory, token)  # B L
+        outputs = Outputs(spans_cw, logits, saliency, words, clips, clip_mask)
+        if not negative:
+            return outputs
+
+        # The released negative pair: the next sample's words, but clips that were refined with their own words.
+        other = (words.roll(-1, 0), positions, word_positions.roll(-1, 0), clip_mask, word_mask.roll(-1, 0))
+        token, unrelated = self._understand(clips, *other)
+        contrast = (None, None, None) if self.contrast is None else self.contrast(states, words, memory)
+        return replace(
+            outputs,
+            saliency_negative=self.heads.saliency(unrelated, token),
+            saliency_feedback=self.feedback(spans_cw[-1], logits[-1], projected, memory),
+            anchors_projected=contrast[0],
+            words_projected=contrast[1],
+            clips_projected=contrast[2],
+        )
+
+    def _understand(
+        self,
+        clips: Tensor,
+        words: Tensor,
+        positions: Tensor,
+        word_positions: Tensor,
+        clip_mask: Tensor,
+        word_mask: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """Fuse clips with words, then relate clips with each other: the global token (B D) and the clips (B L D)."""
+        fused = self.fusion(clips, words, positions, word_positions, clip_mask, word_mask)  # B L D
+        mask = torch.cat((clip_mask.new_ones(len(clips), 1), clip_mask), dim=1)  # B 1+L
+        memory = self.encoder(self.token.before(fused), self.token.position_before(positions), mask)  # B 1+L D
+        return memory[:, 0], memory[:, 1:]
+
+
+def assemble(
+    variant: Variant,
+    *,
+    clip_width: int,
+    word_width: int,
+    seed: int,
+    tasks: frozenset[str] = frozenset({"mr", "hd"}),
+) -> VideoMomentModel:
+    """The model of a variant, freshly initialised, on the CPU.
+
+    clip_width: features per clip, with the two TEF channels. word_width: features per word. tasks: without ``mr`` the
+    projections of the contrastive loss are left out, since no loss reads them. Every component draws its initial
+    weights from a stream of its own, so two variants start with the same weights wherever they have the same
+    component, and the global generator stays as it was. Raises CardError for sizes or arguments that are impossible.
+    """
+    sizes = Sizes(**variant.model)  # type: ignore[arg-type]
+
+    def build(path: str, slot: str, *leading: object) -> nn.Module:
+        use = variant.slots[slot]
+        component: type[nn.Module] = find_slot(slot)[use.name].load()
+        return _initialised(lambda: component(*leading, sizes, **use.args), seed, path)
+
+    contrast_width = variant.losses["contrastive"].args.get("width") if "mr" in tasks else None
+    return VideoMomentModel(
+        clip_projection=build("projection/clips", "projection", clip_width),
+        word_projection=build("projection/words", "projection", word_width),
+        word_position=build("word_position", "word_position"),
+        refinement=build("refinement", "refinement"),
+        token=_initialised(lambda: GlobalToken(sizes), seed, "token"),
+        fusion=build("fusion", "fusion"),
+        encoder=build("encoder", "encoder"),
+        decoder=build("decoder", "decoder"),
+        heads=build("heads", "heads"),
+        feedback=build("feedback", "feedback"),
+        contrast=None
+        if contrast_width is None
+        else _initialised(lambda: ContrastiveProjections(sizes, width=int(contrast_width)), seed, "contrast"),
+    )
+
+
+def parameters_of(model: nn.Module) -> int:
+    """The number of trained numbers, those included that no loss reaches."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _initialised(build: Callable[[], Built], seed: int, path: str) -> Built:
+    """What ``build`` returns when the CPU generator is seeded by the path; the generator is restored."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed_for(seed, "init", path))
+        return build()
