@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from vlbench.data.annotations import json_lines, numbers, open_text, qid_of
-from vlbench.data.types import Floats, Prediction, Qid
+from vlbench.data.types import Floats, Prediction, Query
 from vlbench.errors import DataError
 
 
@@ -88,36 +88,34 @@ def write_predictions(path: Path, rows: Iterable[Prediction]) -> None:
 
 
 def postprocess(
-    spans_cw: Floats,
-    foreground: Floats,
-    saliency: Floats | None,
+    query: Query,
     *,
-    qid: Qid,
-    vid: str,
-    text: str,
-    duration_s: float,
-    n_clips: int,
+    spans_cw: ArrayLike,
+    scores: ArrayLike,
+    saliency: ArrayLike | None,
     rule: WindowRule,
+    n_clips: int | None = None,
     nms_iou: float | None = None,
 ) -> Prediction:
     """One query's model outputs as a row of the prediction file.
 
-    Args: spans_cw: (A, 2) centre and width in 0..1. foreground: (A,) probabilities. saliency: (L,), any scale, or None.
-    n_clips: number of real clips, at most L. nms_iou: where given, the first ten windows are thinned at this IoU.
+    Args: spans_cw: (A, 2) centre and width in 0..1. scores: (A,) foreground probabilities. saliency: (L,), any scale,
+    or None; cut to n_clips, the number of real clips, where that is given. nms_iou: where given, the first ten windows
+    are thinned at this IoU.
     Source: videolights.md 5.4.
     """
-    spans = np.asarray(spans_cw, dtype=np.float32)
+    spans = np.asarray(spans_cw, dtype=np.float32).reshape(-1, 2)
     half = np.float32(0.5) * spans[:, 1]
-    seconds = np.stack([spans[:, 0] - half, spans[:, 0] + half], axis=1) * np.float32(duration_s)  # A 2
-    windows = np.column_stack([seconds, np.asarray(foreground, dtype=np.float32)])  # A 3
-    windows = windows[np.argsort(-windows[:, 2], kind="stable")]
-    listed = clamp_and_round(four_decimals(windows), rule.round_to_s, rule.limit(duration_s))
+    seconds = np.stack([spans[:, 0] - half, spans[:, 0] + half], axis=1) * np.float32(query.duration_s)  # A 2
+    ranked = np.column_stack([seconds, np.asarray(scores, dtype=np.float32)])  # A 3
+    ranked = ranked[np.argsort(-ranked[:, 2], kind="stable")]
+    windows = clamp_and_round(four_decimals(ranked), rule.round_to_s, rule.limit(query.duration_s))
     if nms_iou is not None:
-        listed = nms(listed[:10], nms_iou, 10)
-    scores = None
+        windows = nms(windows[:10], nms_iou, 10)
+    kept = None
     if rule.saliency and saliency is not None:
-        scores = np.asarray(saliency)[:n_clips].astype(np.float16).astype(np.float64)
-    return Prediction(qid=qid, vid=vid, text=text, windows=listed, saliency=scores)
+        kept = np.asarray(saliency)[:n_clips].astype(np.float16).astype(np.float64)
+    return Prediction(qid=query.qid, vid=query.vid, text=query.text, windows=windows, saliency=kept)
 
 
 def clamp_and_round(windows_se_score: ArrayLike, clip_s: float | None, max_s: float | None) -> NDArray[np.float64]:

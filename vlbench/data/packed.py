@@ -1,0 +1,146 @@
+"""A split's features packed for training: one table of rows per encoder and the place of every query in it.
+
+Opening thousands of small archives costs more than a training step, so each encoder's rows are written once to one
+memory-mapped array in their source's dtype, under the digest of what is in it. Combinations of encoders share tables.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from vlbench.canon import digest
+from vlbench.data.features import Rows, Stream
+from vlbench.data.samples import Float32, combine
+from vlbench.data.types import Query
+from vlbench.errors import DataError, StoreError
+
+if TYPE_CHECKING:
+    from vlbench.cards.kinds import Features
+    from vlbench.data.base import Dataset
+
+
+@dataclass(frozen=True)
+class Table:
+    """One encoder's rows of a split. places: first row and number of rows by the stream's key."""
+
+    rows: Rows
+    places: Mapping[str, tuple[int, int]]
+
+    def __getitem__(self, key: str) -> Rows:
+        start, count = self.places[key]
+        return self.rows[start : start + count]
+
+
+@dataclass(frozen=True)
+class Packed:
+    """All inputs of a split. Raw rows with ``raw``, a model's inputs with ``sample``."""
+
+    queries: tuple[Query, ...]
+    video: tuple[tuple[Table, tuple[str, ...]], ...]  # per encoder: the table and each query's key
+    text: tuple[tuple[Table, tuple[str, ...]], ...]
+
+    @classmethod
+    def open(cls, dataset: Dataset, role: str, features: Features, cache: Path | None) -> Packed:
+        """The packed inputs of a role or split, built on first use.
+
+        Args: cache: the store's folder, whose ``packs/`` keeps the tables for later processes; None: in memory.
+        Raises: DataError naming a file that is missing, unreadable, of another width or not finite.
+        """
+        queries = dataset.queries(role)
+        if not queries:
+            raise DataError(f"{dataset.name} has no queries for {role}")
+
+        def tables(kind: str, names: Sequence[str], most: int) -> tuple[tuple[Table, tuple[str, ...]], ...]:
+            streams = [dataset.stream(kind, name) for name in names]
+            return tuple((_table(s, queries, most, cache), tuple(map(s.key, queries))) for s in streams)
+
+        return cls(
+            queries,
+            tables("video", features.video, dataset.max_clips),
+            tables("text", features.text, dataset.max_words),
+        )
+
+    def __len__(self) -> int:
+        return len(self.queries)
+
+    def raw(self, index: int) -> tuple[list[Rows], list[Rows]]:
+        """The stored rows of one query, per video encoder and per text encoder."""
+        return (
+            [table[keys[index]] for table, keys in self.video],
+            [table[keys[index]] for table, keys in self.text],
+        )
+
+    def sample(self, index: int) -> tuple[Float32, Float32]:
+        """Clips (n, F+2) and words (m, G) of one query, bit for bit those of ``samples.inputs``."""
+        return combine(*self.raw(index))
+
+
+def _table(stream: Stream, queries: Sequence[Query], most: int, cache: Path | None) -> Table:
+    distinct = {stream.key(query): query for query in queries}
+    if cache is None or stream.resident:
+        return _gathered(stream, distinct, most)
+    name = digest([1, stream.name, stream.digest(queries), most])
+    folder = cache / "packs" / name[:32]
+    if not folder.is_dir():
+        _build(folder, stream, distinct, most)
+    try:
+        places = json.loads((folder / "places.json").read_text(encoding="utf-8"))
+        return Table(
+            np.load(folder / "rows.npy", mmap_mode="r"), {key: (start, n) for key, (start, n) in places.items()}
+        )
+    except (OSError, ValueError) as error:
+        raise StoreError(
+            f"the packed features cannot be read: {error}", where=folder, hint="delete the folder"
+        ) from None
+
+
+def _gathered(stream: Stream, distinct: Mapping[str, Query], most: int) -> Table:
+    parts = {key: _checked(stream, query, most) for key, query in distinct.items()}
+    places, start = {}, 0
+    for key, rows in parts.items():
+        places[key] = (start, len(rows))
+        start += len(rows)
+    return Table(np.concatenate(list(parts.values())), places)
+
+
+def _build(folder: Path, stream: Stream, distinct: Mapping[str, Query], most: int) -> None:
+    """Write a table beside its place and rename it there; whoever comes second uses the first one's."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    building = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
+    try:
+        shapes = {key: stream.shape(query) for key, query in distinct.items()}
+        counts = {key: min(rows, most) for key, (rows, _, _) in shapes.items()}
+        dtype = np.result_type(*(dtype for _, _, dtype in shapes.values()))
+        size = (sum(counts.values()), stream.width(distinct.values()))
+        table = np.lib.format.open_memmap(building / "rows.npy", mode="w+", dtype=dtype, shape=size)
+        places: dict[str, tuple[int, int]] = {}
+        start = 0
+        for key, query in distinct.items():
+            rows = _checked(stream, query, most)
+            places[key] = (start, len(rows))
+            table[start : start + len(rows)] = rows
+            start += len(rows)
+        table.flush()
+        (building / "places.json").write_text(json.dumps(places), encoding="utf-8")
+        try:
+            building.rename(folder)
+        except OSError:
+            if not folder.is_dir():
+                raise
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+
+
+def _checked(stream: Stream, query: Query, most: int) -> Rows:
+    rows: Rows = stream.read(query)[:most]
+    if not np.isfinite(rows).all():
+        raise DataError(f"the {stream.name} features of {stream.key(query)} hold values that are not finite")
+    return rows

@@ -1,0 +1,252 @@
+"""From raw features and annotations to what a model is given: one sample, then a padded batch.
+
+Written to reproduce the released VideoLights loader number for number (videolights.md 1.2 to 1.6). Everything random
+comes from the generator that is passed in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vlbench.data.types import Qid, Query
+from vlbench.errors import DataError
+
+if TYPE_CHECKING:
+    from vlbench.cards.kinds import Features
+    from vlbench.data.base import Dataset
+
+Float32 = NDArray[np.float32]
+Clips = NDArray[np.int64]
+
+MAX_WINDOWS = 5
+ANNOTATOR_SUM = 12.0  # the largest sum of QVHighlights' three scores; TVSum's labels are scaled to it
+
+
+@dataclass(frozen=True, slots=True)
+class SampleTargets:
+    """What one query should be answered with.
+
+    spans_cw: (N, 2) centre and width as fractions of the real clips, N >= 1; a single (0, 0) where a dataset has no
+    windows. saliency: (n,) label of every clip, 0 where there is none; it can be one longer than the clips, see
+    ``targets``. salient: (n,) saliency > 0. positive, negative: (P,) clip indices; the saliency of each positive should
+    exceed that of the negative beside it.
+    """
+
+    spans_cw: Float32
+    saliency: Float32
+    salient: NDArray[np.bool_]
+    positive: Clips
+    negative: Clips
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Samples padded with zeros on the right to the longest of the batch; masks are True where an entry is real.
+
+    clips (B, L, F+2), clip_mask (B, L), words (B, W, G), word_mask (B, W), spans_cw (B, N, 2), span_mask (B, N),
+    saliency (B, L), salient (B, L), positive (B, P), negative (B, P). Without targets N and P are 0.
+    """
+
+    qids: tuple[Qid, ...]
+    clips: Float32
+    clip_mask: NDArray[np.bool_]
+    words: Float32
+    word_mask: NDArray[np.bool_]
+    spans_cw: Float32
+    span_mask: NDArray[np.bool_]
+    saliency: Float32
+    salient: NDArray[np.bool_]
+    positive: Clips
+    negative: Clips
+
+
+Sample = tuple[Qid, Float32, Float32, SampleTargets | None]  # qid, clips, words, targets
+
+
+def inputs(dataset: Dataset, query: Query, features: Features) -> tuple[Float32, Float32]:
+    """One query's clips (n, F+2) and words (m, G), read from the dataset. ``Packed.sample`` gives the same, faster."""
+    return combine(
+        [dataset.clips(query, name) for name in features.video], [dataset.words(query, name) for name in features.text]
+    )
+
+
+def combine(clips: Sequence[NDArray[Any]], words: Sequence[NDArray[Any]]) -> tuple[Float32, Float32]:
+    """Each encoder's rows normalised by themselves, cut to the shortest encoder, side by side; clips get their place.
+
+    The last two columns of the clips are where each starts and ends as a fraction of the n clips. n, not the duration,
+    is the unit of every span.
+    """
+    joined = _side_by_side(clips)
+    count = len(joined)
+    start = np.arange(count, dtype=np.float32) / np.float32(count)
+    place = np.stack([start, start + np.float32(1.0 / count)], axis=1)
+    return np.concatenate([joined, place], axis=1), _side_by_side(words)
+
+
+def targets(
+    dataset: Dataset,
+    query: Query,
+    n_clips: int,
+    rng: np.random.Generator,
+    *,
+    max_windows: int = MAX_WINDOWS,
+    cut: bool = False,
+) -> SampleTargets:
+    """Labels of one query by the rule of its dataset (``dataset.labels``).
+
+    ``qvhighlights``: sums of the annotators' scores; a hard pair (highest and lowest relevant clip) and an easy one
+    (any relevant, any other). ``binary``: 1 inside the windows, for datasets without saliency. ``tvsum``: annotator
+    sums scaled to 0..12. ``youtube``: the clips' own labels. With more than max_windows windows a random subset is
+    used. As released, a relevant clip with the index n_clips makes the saliency one longer than the clips, and YouTube
+    labels keep their length; ``cut`` limits both to n_clips.
+    Raises: DataError if the query lacks what the rule needs.
+    """
+    if dataset.labels == "qvhighlights":
+        labels = _annotated(query, n_clips, rng)
+    elif dataset.labels == "binary":
+        labels = _inside(query, n_clips, rng)
+    else:
+        labels = _scored(query, n_clips, tvsum=dataset.labels == "tvsum")
+    saliency, positive, negative = labels
+    if cut and len(saliency) > n_clips:
+        saliency = saliency[:n_clips]
+        positive, negative = np.minimum(positive, n_clips - 1), np.minimum(negative, n_clips - 1)
+    return SampleTargets(
+        spans_cw=_spans(query, n_clips * dataset.clip_s, rng, max_windows),
+        saliency=saliency.astype(np.float32),
+        salient=saliency > 0,
+        positive=positive,
+        negative=negative,
+    )
+
+
+def collate(samples: Sequence[Sample], *, grown: bool = False) -> Batch:
+    """Pad samples to one batch.
+
+    Args: grown: keep label vectors that are longer than every clip sequence of the batch, as the released loader does
+    before its loss fails on them; saliency and salient are then wider than the clips.
+    Raises: DataError naming such queries if not ``grown``.
+    """
+    qids, clips, words, wanted = zip(*samples, strict=True)
+    given = [target for target in wanted if target is not None]
+    if given and len(given) != len(samples):
+        raise ValueError("either all samples of a batch have targets or none")
+    length = max(len(rows) for rows in clips)
+    too_long = [qid for qid, target in zip(qids, given, strict=False) if len(target.saliency) > length]
+    if too_long and not grown:
+        raise DataError(
+            f"the saliency labels of qid {', '.join(map(repr, too_long[:3]))} are longer than the {length} clips of "
+            "their batch",
+            hint="the features have fewer rows than the annotation has clips; see vlbench data check",
+        )
+    no_spans, no_labels, no_pairs = np.zeros((0, 2), np.float32), np.zeros(length, np.float32), np.zeros(0, np.int64)
+    spans = [no_spans if target is None else target.spans_cw for target in wanted]
+    width = max([length, *(len(target.saliency) for target in given)])
+    saliency = [no_labels if target is None else target.saliency for target in wanted]
+    salient = [no_labels > 0 if target is None else target.salient for target in wanted]
+    return Batch(
+        qids=tuple(qids),
+        clips=_padded(clips),
+        clip_mask=_mask(clips),
+        words=_padded(words),
+        word_mask=_mask(words),
+        spans_cw=_padded(spans),
+        span_mask=_mask(spans),
+        saliency=np.stack([_to(labels, width) for labels in saliency]),
+        salient=np.stack([_to(labels, width) for labels in salient]),
+        positive=np.stack([no_pairs if target is None else target.positive for target in wanted]),
+        negative=np.stack([no_pairs if target is None else target.negative for target in wanted]),
+    )
+
+
+Labels = tuple[NDArray[np.float64], Clips, Clips]  # of every clip, positive, negative
+
+
+def _annotated(query: Query, n: int, rng: np.random.Generator) -> Labels:
+    if query.relevant_clips is None or query.saliency is None:
+        raise DataError(f"qid {query.qid!r} has no saliency scores, which its dataset's label rule needs")
+    relevant = np.array(query.relevant_clips, dtype=np.int64)
+    score = query.saliency.sum(axis=1)
+    known = (relevant >= 0) & (relevant <= n)  # further out there is neither a clip nor the one grown entry
+    relevant, score = relevant[known], score[known]
+    saliency = np.zeros(n + 1 if n in relevant else n)
+    saliency[relevant] = score
+    if not len(relevant):
+        return saliency, np.zeros(2, np.int64), np.zeros(2, np.int64)
+
+    order = np.argsort(score, kind="stable")  # the released sort is unstable; ties are open there
+    hard = np.minimum(relevant[order[[-1, 0]]], n - 1)
+    positive = relevant[relevant < n]
+    negative = np.setdiff1d(np.arange(n), relevant)
+    easy = hard
+    if len(negative) and len(positive):
+        easy = np.array([rng.choice(positive), rng.choice(negative)])
+    return saliency, np.array([hard[0], easy[0]]), np.array([hard[1], easy[1]])
+
+
+def _inside(query: Query, n: int, rng: np.random.Generator) -> Labels:
+    if query.windows_se is None:
+        raise DataError(f"qid {query.qid!r} has no windows, which its dataset's label rule needs")
+    clip_s = query.duration_s / n
+    saliency = np.zeros(n)
+    for start_s, end_s in query.windows_se.tolist():
+        last = max(0, min(int(end_s / clip_s), n) - 1)
+        first = min(int(start_s / clip_s), last)
+        saliency[first : last + 1] = 1
+    inside, outside = np.flatnonzero(saliency > 0), np.flatnonzero(saliency == 0)
+    if not len(inside):
+        return saliency, np.zeros(2, np.int64), np.zeros(2, np.int64)
+    positive = rng.choice(inside, 2, replace=False) if len(inside) > 1 else inside[[0, 0]]
+    negative = rng.choice(outside, 2, replace=False) if len(outside) > 1 else positive
+    return saliency, positive, negative
+
+
+def _scored(query: Query, n: int, *, tvsum: bool) -> Labels:
+    if query.labels is None:
+        raise DataError(f"qid {query.qid!r} has no clip labels, which its dataset's label rule needs")
+    if tvsum:
+        highest = 4.0 * query.labels.shape[1]  # scores 1 to 5
+        saliency = _to((query.labels - 1).sum(axis=1)[:n] * ANNOTATOR_SUM / highest, n)
+    else:
+        saliency = query.labels.mean(axis=1)
+    order = np.argsort(saliency, kind="stable")
+    return saliency, order[-1:].astype(np.int64), order[:1].astype(np.int64)
+
+
+def _spans(query: Query, length_s: float, rng: np.random.Generator, most: int) -> Float32:
+    if query.windows_se is None or not len(query.windows_se):
+        return np.zeros((1, 2), np.float32)
+    windows = query.windows_se.astype(np.float32) / np.float32(length_s)
+    if len(windows) > most:
+        windows = windows[rng.permutation(len(windows))[:most]]
+    return np.stack([windows.sum(axis=1) * np.float32(0.5), windows[:, 1] - windows[:, 0]], axis=1)
+
+
+def _side_by_side(parts: Sequence[NDArray[Any]]) -> Float32:
+    rows = min(len(part) for part in parts)
+    normal = []
+    for part in parts:
+        values = part[:rows].astype(np.float32)
+        normal.append(values / (np.linalg.norm(values, axis=-1, keepdims=True) + 1e-5))
+    return normal[0] if len(normal) == 1 else np.concatenate(normal, axis=1)
+
+
+def _padded(rows: Sequence[NDArray[Any]]) -> Float32:
+    out = np.zeros((len(rows), max(len(row) for row in rows), *rows[0].shape[1:]), np.float32)
+    for index, row in enumerate(rows):
+        out[index, : len(row)] = row
+    return out
+
+
+def _mask(rows: Sequence[NDArray[Any]]) -> NDArray[np.bool_]:
+    lengths = np.array([len(row) for row in rows])
+    return np.arange(lengths.max()) < lengths[:, None]
+
+
+def _to(values: NDArray[Any], length: int) -> NDArray[Any]:
+    return np.pad(values, (0, length - len(values)))
