@@ -103,7 +103,8 @@ def _table(stream: Stream, queries: Sequence[Query], most: int, cache: Path | No
 
 
 def _gathered(stream: Stream, distinct: Mapping[str, Query], most: int) -> Table:
-    parts = {key: _checked(stream, query, most) for key, query in distinct.items()}
+    width = stream.width(distinct.values())
+    parts = {key: _checked(stream, query, most, width) for key, query in distinct.items()}
     places, start = {}, 0
     for key, rows in parts.items():
         places[key] = (start, len(rows))
@@ -119,12 +120,14 @@ def _build(folder: Path, stream: Stream, distinct: Mapping[str, Query], most: in
         shapes = {key: stream.shape(query) for key, query in distinct.items()}
         counts = {key: min(rows, most) for key, (rows, _, _) in shapes.items()}
         dtype = np.result_type(*(dtype for _, _, dtype in shapes.values()))
-        size = (sum(counts.values()), stream.width(distinct.values()))
-        table = np.lib.format.open_memmap(building / "rows.npy", mode="w+", dtype=dtype, shape=size)
+        width = stream.width(distinct.values())
+        table = np.lib.format.open_memmap(
+            building / "rows.npy", mode="w+", dtype=dtype, shape=(sum(counts.values()), width)
+        )
         places: dict[str, tuple[int, int]] = {}
         start = 0
         for key, query in distinct.items():
-            rows = _checked(stream, query, most)
+            rows = _checked(stream, query, most, width)
             places[key] = (start, len(rows))
             table[start : start + len(rows)] = rows
             start += len(rows)
@@ -139,8 +142,11 @@ def _build(folder: Path, stream: Stream, distinct: Mapping[str, Query], most: in
         shutil.rmtree(building, ignore_errors=True)
 
 
-def _checked(stream: Stream, query: Query, most: int) -> Rows:
+def _checked(stream: Stream, query: Query, most: int, width: int) -> Rows:
     rows: Rows = stream.read(query)[:most]
+    if rows.shape[1] != width:
+        key = stream.key(query)
+        raise DataError(f"the {stream.name} features of {key} have {rows.shape[1]} columns where others have {width}")
     if not np.isfinite(rows).all():
         raise DataError(f"the {stream.name} features of {stream.key(query)} hold values that are not finite")
     return rows
