@@ -1,0 +1,86 @@
+"""The command line: words to and from people. Every command imports what it needs when it runs."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+import click
+
+from vlbench import __version__
+from vlbench.errors import VlbenchError
+
+# In the order of a study: look, prepare, run, read.
+_COMMANDS = {
+    "list": "vlbench.cli.show:list_",
+    "show": "vlbench.cli.show:show",
+    "check": "vlbench.cli.check:check",
+    "data": "vlbench.cli.data:data",
+    "train": "vlbench.cli.train:train",
+    "ablate": "vlbench.cli.ablate:ablate",
+    "report": "vlbench.cli.report:report",
+    "score": "vlbench.cli.score:score",
+    "runs": "vlbench.cli.runs:runs",
+}
+
+
+class _Lazy(click.Group):
+    """Commands are imported when they are used; ``--help`` imports only the modules that state the commands."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return None
+        module, _, attribute = _COMMANDS[cmd_name].partition(":")
+        command: click.Command = getattr(importlib.import_module(module), attribute)
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] not in _COMMANDS and not args[0].startswith("-"):
+            from vlbench.errors import suggestion
+
+            ctx.fail(f'"{args[0]}" is not a command; {suggestion(args[0], _COMMANDS)}')
+        return super().resolve_command(ctx, args)
+
+
+@click.group(
+    cls=_Lazy,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+    epilog="Start with: vlbench ablate --component fra",
+)
+@click.version_option(__version__, prog_name="vlbench")
+def app() -> None:
+    """Answer, with evidence: does this component help, by how much, and would I see it again?
+
+    vlbench trains variants of video moment retrieval and highlight detection models, keeps every score per query and
+    seed, and tests differences against both. Everything it computes is kept in a store and never computed twice.
+    """
+    from vlbench import plugins
+
+    plugins.load()
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and exit: 0 complete, 1 some cells failed, 2 the user's mistake, 130 interrupted."""
+    try:
+        status = app.main(args=list(arguments) if arguments is not None else None, standalone_mode=False)
+    except click.exceptions.Exit as leaving:
+        sys.exit(leaving.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except VlbenchError as error:
+        click.echo(f"error: {error}", err=True)
+        sys.exit(2)
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("interrupted: finished cells are kept; the same command goes on", err=True)
+        sys.exit(130)
+    except BrokenPipeError:  # the reader of our output went away, as head does
+        sys.stderr.close()
+        sys.exit(1)
+    sys.exit(status if isinstance(status, int) else 0)

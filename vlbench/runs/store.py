@@ -184,8 +184,8 @@ class EventLog:
         self._stream = path.open("a", encoding="utf-8")
 
     def write(self, event: Mapping[str, Any]) -> None:
-        """Append one event."""
-        self._stream.write(json.dumps(dict(event)) + "\n")
+        """Append one event with the time."""
+        self._stream.write(json.dumps({**event, "time": round(time.time(), 3)}) + "\n")
         self._stream.flush()
 
     def close(self) -> None:

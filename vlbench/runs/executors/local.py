@@ -11,6 +11,8 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
+import time
 import traceback
 from collections.abc import Iterator, Sequence
 from multiprocessing.connection import Connection, wait
@@ -127,6 +129,7 @@ def _serve(pipe: Connection, options: Options) -> None:
     """The worker's life: packs in, None or a cause out, until the pipe closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the coordinator, which stops its workers
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # unwinds, so that a claim is given back
+    threading.Thread(target=_die_with_parent, args=(os.getppid(),), daemon=True).start()
     while True:
         try:
             specs = pipe.recv()
@@ -142,3 +145,10 @@ def _serve(pipe: Connection, options: Options) -> None:
             pipe.send(answer)
         except (BrokenPipeError, ConnectionResetError):  # the coordinator is gone
             return
+
+
+def _die_with_parent(parent: int) -> None:
+    """End this worker when its coordinator was killed: an orphan would hold claims that a new run waits for."""
+    while os.getppid() == parent:
+        time.sleep(POLL_S)
+    os._exit(1)

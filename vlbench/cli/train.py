@@ -1,0 +1,110 @@
+"""``vlbench train``: a single fit."""
+
+from __future__ import annotations
+
+import click
+
+from vlbench.cli import options
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  vlbench train videolights_quick
+  vlbench train qd_detr --seed 2 --set train.epochs=3 --set model.width=64 --set train.batch_size=16
+"""
+)
+@click.argument("variant")
+@options.what
+@click.option("--seed", type=click.IntRange(min=0), default=1, show_default=True)
+@options.how
+@click.option("--dry-run", is_flag=True, help="Print the plan and stop.")
+@click.option("--json", "as_json", is_flag=True, help="Print the scores as one JSON object on stdout.")
+def train(
+    variant: str,
+    dataset: str | None,
+    features: str | None,
+    settings: tuple[str, ...],
+    seed: int,
+    device: str,
+    precision: str | None,
+    jobs: int | None,
+    executor: str,
+    dry_run: bool,
+    as_json: bool,
+) -> int:
+    """Train one variant with one seed and score it on the reporting split.
+
+    The fit is a cell of the store like any other: a finished one is read, an interrupted one goes on, and a later
+    ablation with the same variant, data and seed uses it.
+    """
+    from vlbench.cards.kinds import Arm
+    from vlbench.cards.library import load_variant
+    from vlbench.cards.resolve import edit
+    from vlbench.cli.ablate import _print_json, _run
+    from vlbench.cli.view import show_plan
+    from vlbench.data.base import open_dataset
+    from vlbench.runs.store import Store
+    from vlbench.studies import ablate as study
+    from vlbench.studies.plan import BASELINE, expected_seconds, make_plan
+    from vlbench.workspace import find
+
+    workspace = find()
+    store = Store(workspace.store)
+    data = open_dataset(dataset or options.DEFAULT_DATASET, workspace)
+    base = load_variant(variant, workspace.root)
+    if changes := options.parse_settings(settings, precision):
+        base = edit(base, changes, origin="--set").variant
+    base, note = study.fitting_features(base, data, study.parse_features(features) if features else None)
+    plan = make_plan(
+        study=f"train-{base.name}-{data.name}",
+        question=f"What does {base.title} score with seed {seed}?",
+        component="",
+        adds=False,
+        arms=[Arm(BASELINE, base)],
+        dataset=data,
+        seeds=[seed],
+        primary=["mr-map", "hd-map"],
+        margin=0.5,
+        store=store,
+        notes=[note] if note else [],
+    )
+    found = ["cpu"] if dry_run or not plan.todo else options.devices(device)
+    workers = options.slots(jobs, found)
+    heading = f"train {base.name} · {data.name} · seed {seed}"
+    show_plan(plan, workers=workers, expected_s=expected_seconds(plan, store), heading=heading)
+    if dry_run:
+        return 0
+    failures = _run(plan, store, workspace.root, found, workers, executor) if plan.todo else []
+    for failure in failures:
+        click.echo(f"failed: {failure}", err=True)
+    (cell,) = plan.cells
+    record = store.record(cell.score.id)
+    if record is None:
+        return 1
+    if as_json:
+        _print_json({"fit": store.record(cell.fit.id), "score": record})
+    else:
+        _print_scores(record, store.record(cell.fit.id) or {}, str(store.folder(cell.score.id)))
+    return 0
+
+
+def _print_scores(record: dict[str, object], fit: dict[str, object], folder: str) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from vlbench import catalog
+
+    summary = record["summary"]
+    assert isinstance(summary, dict)
+    selected = fit.get("selected_epoch")
+    epoch = f" (epoch {selected + 1})" if isinstance(selected, int) else ""
+    table = Table(title=f"{record['queries']} queries, in percent; one run says nothing about the method", box=None)
+    for heading in ("metric", f"selected{epoch}", "last"):
+        table.add_column(heading, justify="left" if heading == "metric" else "right")
+    for name, entry in ((entry.name, entry) for entry in catalog.metrics.entries()):
+        if f"selected/{name}" in summary:
+            values = [f"{100 * float(summary[f'{checkpoint}/{name}']):.2f}" for checkpoint in ("selected", "last")]
+            table.add_row(str(entry.facts["title"]), *values)
+    Console(highlight=False).print(table)
+    click.echo(f"predictions: {folder}")

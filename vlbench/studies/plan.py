@@ -1,0 +1,243 @@
+"""Plans: which cells a question needs, and which of them the store has."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from vlbench import catalog
+from vlbench.canon import canonical, digest
+from vlbench.cards.kinds import Arm, Variant
+from vlbench.data.base import Dataset
+from vlbench.errors import DataError, suggestion
+from vlbench.files import read_json, write_text
+from vlbench.runs.cells import DataRef, Fit, Score, score_of, to_spec, variant_identity
+from vlbench.runs.executors import Pack
+from vlbench.runs.store import Store
+from vlbench.status import Status
+
+BASELINE = "baseline"
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """One fit of the plan with its score, and what the store says of it."""
+
+    arm: str
+    seed: int
+    fit: Fit
+    score: Score
+    status: Status
+    reason: str = ""
+
+    @property
+    def pack(self) -> Pack:
+        """What an executor runs: the fit, then its score."""
+        return Pack((self.fit.id, self.score.id), (to_spec(self.fit), to_spec(self.score)))
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """All cells of one study.
+
+    adds: whether the arms add the component (True) or take it away (False); it decides the sign of "helps".
+    notes: what a reader has to know before any number, such as encoders that the dataset replaced.
+    """
+
+    study: str
+    question: str
+    component: str
+    adds: bool
+    dataset: str
+    split: str
+    arms: tuple[Arm, ...]  # the first is the baseline
+    seeds: tuple[int, ...]
+    primary: tuple[str, ...]
+    margin: float
+    cells: tuple[Planned, ...]
+    parameters: Mapping[str, int]
+    notes: tuple[str, ...] = ()
+
+    def counts(self) -> dict[Status, int]:
+        """How many cells are in which state."""
+        found: dict[Status, int] = {}
+        for cell in self.cells:
+            found[cell.status] = found.get(cell.status, 0) + 1
+        return found
+
+    @property
+    def todo(self) -> list[Planned]:
+        """The cells that are not done, by seed and then by arm, so that whole seeds are finished first."""
+        return [cell for cell in self.cells if cell.status is not Status.DONE]
+
+    def as_json(self) -> dict[str, Any]:
+        """What the store keeps of a plan."""
+        return {
+            "study": self.study,
+            "kind": "ablation",
+            "question": self.question,
+            "component": self.component,
+            "adds": self.adds,
+            "dataset": self.dataset,
+            "split": self.split,
+            "primary": list(self.primary),
+            "margin": self.margin,
+            "seeds": list(self.seeds),
+            "notes": list(self.notes),
+            "arms": [
+                {
+                    "name": arm.name,
+                    "variant": arm.variant.name,
+                    "title": arm.variant.title,
+                    "features": str(arm.variant.features),
+                    "edits": [str(edit) for edit in arm.edits],
+                    "parameters": self.parameters[arm.name],
+                    "reported": [
+                        {"dataset": r.dataset, "split": r.split, "source": r.source, "values": dict(r.values)}
+                        for r in arm.variant.reported
+                        if not arm.edits
+                    ],
+                    "cells": [
+                        {"seed": cell.seed, "fit": cell.fit.id, "score": cell.score.id}
+                        for cell in self.cells
+                        if cell.arm == arm.name
+                    ],
+                }
+                for arm in self.arms
+            ],
+        }
+
+
+def make_plan(
+    *,
+    study: str,
+    question: str,
+    component: str,
+    adds: bool,
+    arms: Sequence[Arm],
+    dataset: Dataset,
+    seeds: Sequence[int],
+    primary: Sequence[str],
+    margin: float,
+    store: Store,
+    notes: Sequence[str] = (),
+) -> Plan:
+    """Look every cell up in the store.
+
+    Raises: DataError if an arm needs an encoder that the dataset does not have, or feature files are missing.
+    """
+    notes = list(notes)
+    known = [name for name in primary if _applies(name, dataset)]
+    if left := [name for name in primary if name not in known]:
+        notes.append(f"{', '.join(left)}: not measured, {dataset.name} has no annotations for it")
+    if not known:
+        raise DataError(f'none of the primary metrics ({", ".join(primary)}) can be measured on "{dataset.name}"')
+    cells, parameters = [], {}
+    for arm in arms:
+        features = arm.variant.features
+        _check_features(dataset, arm.variant)
+        training = DataRef(
+            dataset.name,
+            {role: dataset.fingerprint(role, features) for role in ("fit", "tune")},
+            tuple(sorted(dataset.tasks)),
+        )
+        reporting = DataRef(
+            dataset.name, {"report": dataset.fingerprint("report", features)}, tuple(sorted(dataset.tasks))
+        )
+        parameters[arm.name] = count_parameters(arm.variant, dataset, store)
+        for seed in seeds:
+            fit = Fit(arm.variant, training, seed)
+            score = score_of(fit, reporting)
+            cells.append(Planned(arm.name, seed, fit, score, *_state(store, fit, score)))
+    cells.sort(key=lambda cell: cell.seed)
+    return Plan(
+        study=study,
+        question=question,
+        component=component,
+        adds=adds,
+        dataset=dataset.name,
+        split=dataset.split_rule("report"),
+        arms=tuple(arms),
+        seeds=tuple(seeds),
+        primary=tuple(known),
+        margin=margin,
+        cells=tuple(cells),
+        parameters=parameters,
+        notes=tuple(notes),
+    )
+
+
+def refreshed(plan: Plan, store: Store) -> Plan:
+    """The same plan with the store's present state."""
+    cells = []
+    for cell in plan.cells:
+        status, reason = _state(store, cell.fit, cell.score)
+        cells.append(replace(cell, status=status, reason=reason))
+    return replace(plan, cells=tuple(cells))
+
+
+def expected_seconds(plan: Plan, store: Store) -> float | None:
+    """The work that is left, in seconds of one process, from the past cells of the same plan; None without any."""
+    per_arm: dict[str, list[float]] = {}
+    for cell in plan.cells:
+        made = store.made_by(cell.fit.id)
+        if made is not None and cell.status is Status.DONE:
+            per_arm.setdefault(cell.arm, []).append(float(made["seconds"]))
+    known = [second for seconds in per_arm.values() for second in seconds]
+    if not known:
+        return None
+    return sum(statistics.median(per_arm.get(cell.arm, known)) for cell in plan.todo)
+
+
+def count_parameters(variant: Variant, dataset: Dataset, store: Store) -> int:
+    """The model's parameters on this dataset's widths. Counted once with torch, then kept in the store."""
+    clip_width = sum(dataset.video_encoders[name] for name in variant.features.video) + 2
+    word_width = sum(dataset.text_encoders[name] for name in variant.features.text)
+    content = variant_identity(variant)
+    del content["recipe"]
+    key = digest([content, clip_width, word_width, sorted(dataset.trains)])[:16]
+    path = store.root / "parameters.json"
+    known = read_json(path) or {}
+    if key not in known:
+        from vlbench.nn.model import assemble, parameters_of
+
+        model = assemble(variant, clip_width=clip_width, word_width=word_width, seed=0, tasks=dataset.trains)
+        known[key] = parameters_of(model)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_text(path, canonical(known))
+        except OSError:  # a store that cannot be written is reported by the run that needs it
+            pass
+    return int(known[key])
+
+
+def _state(store: Store, fit: Fit, score: Score) -> tuple[Status, str]:
+    """One word for a fit and its score together, with the cause of a failure."""
+    for cell in (fit, score):
+        status = store.status(cell.id)
+        if status is Status.FAILED:
+            failure = store.failure(cell.id) or {}
+            return status, str(failure.get("cause", "unknown cause"))
+        if status is not Status.DONE:
+            return status, "" if cell is fit else "fit done, not scored"
+    return Status.DONE, ""
+
+
+def _applies(metric: str, dataset: Dataset) -> bool:
+    return catalog.metrics[metric].facts["task"] in dataset.tasks
+
+
+def _check_features(dataset: Dataset, variant: Variant) -> None:
+    for kind, names, known in (
+        ("video", variant.features.video, dataset.video_encoders),
+        ("text", variant.features.text, dataset.text_encoders),
+    ):
+        for name in names:
+            if name not in known:
+                raise DataError(
+                    f'"{name}" is not a {kind} encoder of the dataset "{dataset.name}"',
+                    where=variant.origin.get(f"features.{kind}"),
+                    hint=suggestion(name, known),
+                )
