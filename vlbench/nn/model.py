@@ -143,8 +143,8 @@ class VideoMomentModel(nn.Module):
         if not negative:
             return outputs
 
-        # The released negative pair: the next sample's words, but clips that were refined with their own words.
-        other = (words.roll(-1, 0), positions, word_positions.roll(-1, 0), clip_mask, word_mask.roll(-1, 0))
+        # The released negative pair: the next sample's words, but clips refined with their own, and word positions too.
+        other = (words.roll(-1, 0), positions, word_positions, clip_mask, word_mask.roll(-1, 0))
         token, unrelated = self._understand(clips, *other)
         contrast = (None, None, None) if self.contrast is None else self.contrast(states, words, memory)
         return replace(
