@@ -11,8 +11,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from vlbench.errors import DataError
+from vlbench.stats import student
 from vlbench.stats.design import PHRASES, Contrast
 from vlbench.stats.power import mde, seeds_needed
+from vlbench.stats.student import TTest
 
 Word = Literal["helps", "hurts", "equivalent", "unresolved"]
 Direction = Literal["added", "removed"]
@@ -115,3 +117,56 @@ def _advice(contrast: Contrast, aim: float, seeds: int | None) -> str:
     if contrast.estimand == "checkpoint":
         return f"finding {aim:.2f} points takes more queries"
     return f"no number of seeds finds {aim:.2f} points, that takes more queries"
+
+
+@dataclass(frozen=True, slots=True)
+class Tost:
+    """Two one-sided tests: ``p_lower`` against a value below -margin, ``p_upper`` above +margin, ``p`` the larger."""
+
+    p: float
+    p_lower: float
+    p_upper: float
+
+    def equivalent(self, alpha: float = 0.05) -> bool:
+        """Whether both sides are excluded, which is the 1 - 2 alpha interval lying inside the margin."""
+        return self.p < alpha
+
+
+def tost(estimate: Contrast | TTest, margin: float) -> Tost:
+    """Test that the truth lies inside ±margin.
+
+    Args: estimate: anything with estimate, se and df. margin: > 0, in the units of the estimate, chosen beforehand.
+    Null: the truth lies outside the margin. Raises: DataError for a margin <= 0 or where nothing varies.
+    Source: Schuirmann (1987).
+    """
+    if not (math.isfinite(margin) and margin > 0):
+        raise DataError(f"margin > 0 must hold, but got {margin}")
+    if estimate.se <= 0:
+        raise DataError("nothing varies, so equivalence cannot be tested")
+    lower = student.upper((estimate.estimate + margin) / estimate.se, estimate.df)
+    upper = student.upper((margin - estimate.estimate) / estimate.se, estimate.df)
+    return Tost(max(lower, upper), lower, upper)
+
+
+@dataclass(frozen=True, slots=True)
+class Rope:
+    """Posterior probabilities that the truth lies below, inside and above the region of practical equivalence."""
+
+    below: float
+    inside: float
+    above: float
+
+
+def rope(estimate: Contrast | TTest, width: float) -> Rope:
+    """Posterior of the truth under a flat prior, t(estimate, se^2, df), cut at ±width.
+
+    Args: estimate: anything with estimate, se and df. width: >= 0, in the units of the estimate.
+    Raises: DataError for a negative width or where nothing varies. Source: Benavoli et al. (2017).
+    """
+    if not (math.isfinite(width) and width >= 0):
+        raise DataError(f"width >= 0 must hold, but got {width}")
+    if estimate.se <= 0:
+        raise DataError("nothing varies, so there is no posterior")
+    below = student.upper((estimate.estimate + width) / estimate.se, estimate.df)
+    above = student.upper((width - estimate.estimate) / estimate.se, estimate.df)
+    return Rope(below, max(1 - below - above, 0.0), above)
