@@ -305,20 +305,78 @@ datasets.add("planted", "vlbench.data.planted:full", summary="embedded synthetic
 # --- metrics: every one gives one value per query in [0, 1], higher is better -----------------------------------------
 
 metrics = Registry("metric")
+
+
+def metric(
+    name: str,
+    target: str,
+    *,
+    task: str,
+    reads: str,
+    title: str,
+    detail: bool = False,
+    version: int = 1,
+    args: Mapping[str, Scalar] | None = None,
+) -> None:
+    """Declare a metric: a function of what it ``reads`` (``vlbench.metrics.base.Packs``) and ``args``.
+
+    detail: left out of short tables.
+    """
+    metrics.add(
+        name,
+        target,
+        version=version,
+        args=args,
+        task=task,
+        reads=reads,
+        title=title,
+        detail=detail,
+        better="higher",
+        range=(0.0, 1.0),
+    )
+
+
+def _mr(
+    name: str, function: str, title: str, args: Mapping[str, Scalar] | None = None, *, detail: bool = False
+) -> None:
+    target = f"vlbench.metrics.moments:{function}"
+    metric(name, target, task="mr", reads="moments", title=title, detail=detail, args=args)
+
+
+def _hd(
+    name: str,
+    function: str,
+    title: str,
+    args: Mapping[str, Scalar] | None = None,
+    *,
+    reads: str = "clips",
+    detail: bool = False,
+) -> None:
+    target = f"vlbench.metrics.highlights:{function}"
+    metric(name, target, task="hd", reads=reads, title=title, detail=detail, args=args)
+
+
 for _iou in (0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95):
-    metrics.add(f"mr-r1@{_iou:g}", "vlbench.metrics.moments:recall_at_1", task="mr", title=f"R1@{_iou:g}")
-metrics.add("mr-miou", "vlbench.metrics.moments:top1_iou", task="mr", title="mIoU")
-metrics.add("mr-map", "vlbench.metrics.moments:average_precision", task="mr", title="MR-mAP")
-metrics.add("mr-map@0.5", "vlbench.metrics.moments:average_precision", task="mr", title="mAP@0.5")
-metrics.add("mr-map@0.75", "vlbench.metrics.moments:average_precision", task="mr", title="mAP@0.75")
-for _range in ("short", "middle", "long"):
-    metrics.add(f"mr-map-{_range}", "vlbench.metrics.moments:average_precision", task="mr", title=f"mAP {_range}")
-for _level, _suffix in (("VeryGood", ""), ("Good", "-good"), ("Fair", "-fair")):
+    _mr(f"mr-r1@{_iou:g}", "recall_at_1", f"R1@{_iou:g}", {"iou": _iou}, detail=_iou not in (0.3, 0.5, 0.7))
+for _iou in (0.3, 0.5, 0.7):
+    _mr(f"mr-r5@{_iou:g}", "recall_at_5", f"R5@{_iou:g}", {"iou": _iou}, detail=True)
+_mr("mr-miou", "top1_iou", "mIoU")
+_mr("mr-map", "mean_average_precision", "MR-mAP")
+for _iou in (0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95):
+    _mr(f"mr-map@{_iou:g}", "average_precision", f"mAP@{_iou:g}", {"iou": _iou}, detail=_iou not in (0.5, 0.75))
+for _range, _above_s, _up_to_s in (("short", 0.0, 10.0), ("middle", 10.0, 30.0), ("long", 30.0, 150.0)):
+    _mr(
+        f"mr-map-{_range}",
+        "mean_average_precision_of_length",
+        f"mAP {_range}",
+        {"longer_than_s": _above_s, "up_to_s": _up_to_s},
+    )
+for _level, _at_least, _suffix in (("VeryGood", 4, ""), ("Good", 3, "-good"), ("Fair", 2, "-fair")):
     _note = "" if not _suffix else f" ({_level})"
-    metrics.add(f"hd-map{_suffix}", "vlbench.metrics.highlights:average_precision", task="hd", title=f"HD-mAP{_note}")
-    metrics.add(f"hd-hit1{_suffix}", "vlbench.metrics.highlights:hit_at_1", task="hd", title=f"HIT@1{_note}")
-metrics.add("hd-top5-map", "vlbench.metrics.highlights:tvsum_top5", task="hd", title="top-5 mAP (TVSum)")
-metrics.add("hd-ap", "vlbench.metrics.highlights:youtube_ap", task="hd", title="AP (YouTube Highlights)")
+    _hd(f"hd-map{_suffix}", "average_precision", f"HD-mAP{_note}", {"at_least": _at_least}, detail=bool(_suffix))
+    _hd(f"hd-hit1{_suffix}", "hit_at_1", f"HIT@1{_note}", {"at_least": _at_least}, detail=bool(_suffix))
+_hd("hd-top5-map", "tvsum_top5", "top-5 mAP (TVSum)", reads="annotators")
+_hd("hd-ap", "youtube_ap", "AP (YouTube Highlights)", reads="labels")
 
 # --- executors --------------------------------------------------------------------------------------------------------
 

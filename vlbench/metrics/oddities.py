@@ -1,0 +1,192 @@
+"""What is odd about a set of predictions, in sentences: each says how often, where first, and what it does."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vlbench.data.types import Prediction, Qid, Query
+from vlbench.metrics.highlights import (
+    LEVELS,
+    TOP,
+    Highlights,
+    Labels,
+    hit_at_1,
+    hit_at_1_range,
+    ranking,
+    tvsum_ap,
+)
+from vlbench.metrics.moments import Array, Mask, Mode
+
+EXAMPLES = 3
+
+
+def find(
+    queries: Sequence[Query],
+    predictions: Sequence[Prediction],
+    rows: Sequence[Sequence[Prediction]],
+    *,
+    mode: Mode,
+    clip_s: float,
+    max_windows: int,
+) -> Iterator[str]:
+    """Everything worth a sentence. rows: per query its predictions, in file order."""
+    known = {query.qid for query in queries}
+    missing = [query.qid for query, found in zip(queries, rows, strict=True) if not found]
+    if missing:
+        yield f"{_of(missing, len(queries))} have no prediction{_first(missing)}: they score 0"
+    unknown = list(dict.fromkeys(row.qid for row in predictions if row.qid not in known))
+    if unknown:
+        yield f"{_count(len(unknown), 'predicted query', 'predicted queries')} not annotated{_first(unknown)}: not read"
+    twice = [query.qid for query, found in zip(queries, rows, strict=True) if len(found) > 1]
+    if twice:
+        effect = "the last row counts" if mode == "strict" else "AP pools their windows, the rest reads the last row"
+        yield f"{_of(twice, len(queries))} have more than one row{_first(twice)}: {effect}"
+    answered = [(query, row) for query, found in zip(queries, rows, strict=True) for row in found[-1:]]
+    if any(query.windows_se is not None for query in queries) and any(row.windows is not None for _, row in answered):
+        yield from _windows(answered, mode, max_windows)
+    scored = [pair for pair in answered if pair[0].saliency is not None or pair[0].labels is not None]
+    if any(row.saliency is not None for _, row in scored):
+        yield from _saliency(scored, mode, clip_s)
+    yield from _annotations(queries, mode, clip_s)
+
+
+def hit_ties(clips: Highlights) -> list[str]:
+    """How far the order of tied best clips could move HIT@1."""
+    tied = int((clips.asked & (clips.top.sum(1) > 1)).sum())
+    if not tied:
+        return []
+    level = LEVELS["VeryGood"]
+    low, high = (100 * np.nanmean(value) for value in hit_at_1_range(clips, at_least=level))
+    value = 100 * np.nanmean(hit_at_1(clips, at_least=level))
+    return [
+        f"{_count(tied, 'query', 'queries')} with ties for the top clip: the first one is taken; "
+        f"their order could move HIT@1 (VeryGood), here {value:.2f}, to anything from {low:.2f} to {high:.2f}"
+    ]
+
+
+def top5_ties(labels: Labels) -> list[str]:
+    """How far the order of tied clips could move the top-5 AP of TVSum."""
+    tied, lower, higher = 0, [], []
+    for score, label in zip(labels.score, labels.label, strict=True):
+        if label is None:
+            continue
+        score = score[: len(label)]
+        order = ranking(score, mode=labels.mode)
+        value = np.asarray(score, dtype=np.float32 if labels.mode == "compatible" else np.float64)[order]
+        tied += bool((value[1 : TOP + 1] == value[:TOP][: len(value[1 : TOP + 1])]).any())
+        lower.append(tvsum_ap(score, label, mode=labels.mode).mean())
+        higher.append(tvsum_ap(score, label, mode=labels.mode, ties="higher").mean())
+    if not tied:
+        return []
+    return [
+        f"{_count(tied, 'video', 'videos')} with tied scores among the best clips: the earlier clip is taken; "
+        f"top-5 mAP is {100 * np.mean(lower):.2f}, and {100 * np.mean(higher):.2f} with the later clip first"
+    ]
+
+
+def _windows(answered: Sequence[tuple[Query, Prediction]], mode: Mode, max_windows: int) -> Iterator[str]:
+    pairs = [(query, row.windows) for query, row in answered if query.windows_se is not None]
+    qids = [query.qid for query, _ in pairs]
+    none = [qid for qid, (_, windows) in zip(qids, pairs, strict=True) if windows is None or len(windows) == 0]
+    if none:
+        yield f"{_of(none, len(qids))} have no windows{_first(none)}: they score 0"
+    pairs = [(query, windows) for query, windows in pairs if windows is not None and len(windows)]
+    if not pairs:
+        return
+    qids = [query.qid for query, _ in pairs]
+    counts = np.array([len(windows) for _, windows in pairs if windows is not None])
+    row = np.repeat(np.arange(len(pairs)), counts)
+    start, end, score = np.concatenate([windows for _, windows in pairs if windows is not None]).T
+    duration = np.array([query.duration_s for query, _ in pairs])[row]
+
+    def rows(bad: Mask) -> list[Qid]:
+        return [qids[i] for i in np.unique(row[bad])]
+
+    nan = np.isnan(start) | np.isnan(end) | np.isnan(score)
+    if nan.any():
+        effect = "it hits nothing or ranks last" if mode == "strict" else "AP counts a NaN border as a hit, R1 as none"
+        yield f"{_count(int(nan.sum()), 'window', 'windows')} with NaN{_first(rows(nan))}: {effect}"
+    inverted = end < start
+    if inverted.any():
+        effect = "they hit nothing" if mode == "strict" else "AP can count such a window as a hit"
+        number = _count(int(inverted.sum()), "window ends", "windows end")
+        yield f"{number} before the start{_first(rows(inverted))}: {effect}"
+    empty = end == start
+    if empty.any():
+        yield f"{_count(int(empty.sum()), 'window has', 'windows have')} no length{_first(rows(empty))}"
+    outside = (start < 0) | (end > duration + 1e-6)
+    if outside.any():
+        yield (
+            f"{_count(int(outside.sum()), 'window reaches', 'windows reach')} outside the video, in "
+            f"{_count(len(rows(outside)), 'query', 'queries')}{_first(rows(outside))}: not clipped"
+        )
+    unsorted = np.concatenate([(score[1:] > score[:-1]) & (row[1:] == row[:-1]), [False]])
+    if unsorted.any():
+        found = rows(unsorted)
+        effect = "ordered by score" if mode == "strict" else "R1 reads the first listed window, AP the best scored"
+        yield f"{_of(found, len(qids))} list windows that are not sorted by score{_first(found)}: {effect}"
+    many = [qid for qid, count in zip(qids, counts, strict=True) if count > max_windows]
+    if many:
+        which = "best scored" if mode == "strict" else "first listed"
+        effect = f"the {which} {max_windows} count"
+        yield f"{_of(many, len(qids))} list more than {max_windows} windows{_first(many)}: {effect}"
+
+
+def _saliency(scored: Sequence[tuple[Query, Prediction]], mode: Mode, clip_s: float) -> Iterator[str]:
+    none = [query.qid for query, row in scored if row.saliency is None or len(row.saliency) == 0]
+    if none:
+        yield f"{_of(none, len(scored))} have no saliency scores{_first(none)}: they score 0"
+    pairs = [(query, row.saliency) for query, row in scored if row.saliency is not None and len(row.saliency)]
+    wrong = [q.qid for q, s in pairs if np.isnan(s).any()]
+    if wrong:
+        effect = "the clip ranks last" if mode == "strict" else "the published evaluator stops"
+        yield f"{_of(wrong, len(scored))} have NaN among their saliency scores{_first(wrong)}: {effect}"
+    clips = [(q.qid, len(s), _clips(q, clip_s)) for q, s in pairs]
+    short = [qid for qid, got, wanted in clips if got < wanted]
+    if short:
+        on_labels = pairs[0][0].labels is not None
+        padded = "are not ranked" if on_labels else "count as 0, above any negative score"
+        effect = f"clips without one {'rank last' if mode == 'strict' else padded}"
+        yield f"{_of(short, len(scored))} have fewer saliency scores than clips{_first(short)}: {effect}"
+    long = [qid for qid, got, wanted in clips if got > wanted]
+    if long:
+        effect = "not read" if mode == "strict" or pairs[0][0].labels is not None else "a peak there makes HIT@1 miss"
+        yield f"{_of(long, len(scored))} have more saliency scores than clips{_first(long)}: {effect}"
+
+
+def _annotations(queries: Sequence[Query], mode: Mode, clip_s: float) -> Iterator[str]:
+    flat = [q.qid for q in queries if q.windows_se is not None and (_length(q.windows_se) <= 0).any()]
+    if flat:
+        effect = "left out" if mode == "strict" else "kept, as published"
+        yield f"{_of(flat, len(queries))} are annotated with a window without length{_first(flat)}: {effect}"
+    lost = [
+        q.qid
+        for q in queries
+        if q.relevant_clips and (min(q.relevant_clips) < 0 or max(q.relevant_clips) >= int(q.duration_s / clip_s))
+    ]
+    if lost:
+        yield f"{_of(lost, len(queries))} are annotated with clips outside the video{_first(lost)}"
+
+
+def _length(windows_se: NDArray[np.floating]) -> Array:
+    length: Array = windows_se[:, 1] - windows_se[:, 0]
+    return length
+
+
+def _clips(query: Query, clip_s: float) -> int:
+    return len(query.labels) if query.labels is not None else int(query.duration_s / clip_s)
+
+
+def _count(number: int, one: str, many: str) -> str:
+    return f"{number} {one if number == 1 else many}"
+
+
+def _of(found: Sequence[Qid], total: int) -> str:
+    return f"{len(found)} of {_count(total, 'query', 'queries')}"
+
+
+def _first(qids: Sequence[Qid]) -> str:
+    return f" (first: {', '.join(map(str, qids[:EXAMPLES]))}{', ...' if len(qids) > EXAMPLES else ''})"
