@@ -98,7 +98,8 @@ class Session:
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
-        logging.getLogger("alembic").setLevel(logging.WARNING)  # a fresh file's migrations are nobody's news
+        for noisy in ("alembic", "mlflow.store.db.utils"):  # a fresh file's migrations are nobody's news
+            logging.getLogger(noisy).setLevel(logging.WARNING)
         from mlflow.tracking import MlflowClient
 
         self.store, self.uri = store, tracking_uri(store)

@@ -74,7 +74,7 @@ def to_targets(batch: Batch, device: torch.device) -> Targets:
         spans_cw=torch.from_numpy(batch.spans_cw),
         span_mask=torch.from_numpy(batch.span_mask),
         saliency=torch.from_numpy(batch.saliency),
-        salient=torch.from_numpy(batch.salient),
+        salient=torch.from_numpy(batch.salient).float(),
         positive=torch.from_numpy(batch.positive),
         negative=torch.from_numpy(batch.negative),
     ).to(device)
