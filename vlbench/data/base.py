@@ -314,9 +314,9 @@ def declared(declaration: Declaration, store: Path | None) -> Dataset:
     """The dataset of a declaration. Raises CardError for names that do not fit, DataError for missing annotations."""
     table = declaration.table
     if isinstance(table, PlantedTable):
-        from vlbench.data import planted
+        from vlbench.data.planted import varied
 
-        return planted.varied(declaration.name, table.planted, difficulty=table.difficulty, seed=table.seed)
+        return varied(declaration.name, table.planted, difficulty=table.difficulty, seed=table.seed)
     return _from_files(declaration, table, store)
 
 

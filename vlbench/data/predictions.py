@@ -57,10 +57,13 @@ def read_predictions(path: Path) -> tuple[Prediction, ...]:
 
 
 def prediction_of(row: Mapping[str, Any]) -> Prediction:
-    """One parsed row. Raises DataError if it has no qid or holds anything but lists of numbers."""
+    """One parsed row. A row without a qid answers the query that is named after its vid (TVSum, YouTube Highlights).
+
+    Raises: DataError if it has neither or holds anything but lists of numbers.
+    """
     windows, saliency = row.get("pred_relevant_windows"), row.get("pred_saliency_scores")
     return Prediction(
-        qid=qid_of(row),
+        qid=qid_of(row if "qid" in row or "vid" not in row else {"qid": row["vid"]}),
         vid=str(row.get("vid", "")),
         text=str(row.get("query", "")),
         windows=None if windows is None else numbers(windows, "pred_relevant_windows", columns=3),
