@@ -1,0 +1,439 @@
+"""What a study measured, read from the store: arrays of seeds x queries, what each run cost, and what is missing.
+
+A frame is complete or says where it is not. Reading stops at a hole with the cells that are missing and the command
+that runs them; ``allow_missing`` keeps the seeds that every arm has and carries the holes along, so that no output can
+leave them out.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vlbench import catalog
+from vlbench.canon import digest_file
+from vlbench.errors import DataError, PlanError, StoreError
+from vlbench.report.words import counted, listed
+from vlbench.runs.cells import CHECKPOINTS
+from vlbench.runs.store import Store
+from vlbench.status import Status
+
+Floats = NDArray[np.float64]
+
+SCORES = "queries.parquet"
+COLUMNS = ("qid", "source_video", "checkpoint")  # every other column is a metric
+FLOAT32_DECIMALS = 7  # scores are kept as float32: rounding here makes 0.3 equal 0.3 again, so that ties stay ties
+NAMED_HOLES = 8  # holes that an error names one by one
+
+
+@dataclass(frozen=True, slots=True)
+class Hole:
+    """A planned run without a result. ``cause``: of a recorded failure, else empty."""
+
+    arm: str
+    seed: int
+    fit: str
+    score: str
+    status: Status
+    cause: str
+
+    def __str__(self) -> str:
+        cause = f": {self.cause}" if self.cause else ""
+        return f"{self.arm}, seed {self.seed} (fit {self.fit}, score {self.score}): {self.status}{cause}"
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """How one run went. Epochs count from 1.
+
+    epochs: (E,) of the losses. losses: term -> (E,). tuned: (T,) epochs that were scored on the tune split. tune:
+    metric -> (T,) means in points; an epoch without this metric holds NaN. selected: the epoch whose weights were kept.
+    """
+
+    epochs: tuple[int, ...]
+    losses: Mapping[str, tuple[float, ...]]
+    tuned: tuple[int, ...]
+    tune: Mapping[str, tuple[float, ...]]
+    selected: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One finished fit with its score. ``seconds``: training time, None where it was not recorded."""
+
+    seed: int
+    fit: str
+    score: str
+    parameters: int | None
+    seconds: float | None
+    curve: Curve
+    select: str  # the metrics whose mean on the tune split chose the checkpoint, as the recipe writes them
+    mode: str  # of the evaluation: "compatible" or "strict"
+    warnings: tuple[str, ...]
+    records: Mapping[str, Mapping[str, Any]] = field(repr=False)  # "fit", "score" -> record.json
+    made_by: Mapping[str, Mapping[str, Any]] = field(repr=False)  # "fit", "score" -> made_by.json
+
+
+@dataclass(frozen=True, slots=True)
+class ArmFrame:
+    """One arm: its plan entry, its runs by seed, and its scores.
+
+    scores: checkpoint -> metric -> (seeds, queries) fractions; NaN where a query is outside a metric's population.
+    reported: numbers that a paper printed for this variant, as the plan keeps them.
+    """
+
+    name: str
+    variant: str
+    title: str
+    features: str
+    edits: tuple[str, ...]
+    parameters: int
+    reported: tuple[Mapping[str, Any], ...]
+    runs: tuple[Run, ...]
+    scores: Mapping[str, Mapping[str, Floats]] = field(repr=False)
+
+    @property
+    def seconds(self) -> float | None:
+        """Mean training time of a run, None where none was recorded."""
+        known = [run.seconds for run in self.runs if run.seconds is not None]
+        return sum(known) / len(known) if known else None
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A study as measured. ``arms[0]`` is the baseline; ``arms`` without a complete seed are in ``left_out``.
+
+    seeds: those that every arm has, in the order of the plan. planned: those that the plan asked for. clusters: one
+    label per query where some queries share a source video, else None. metrics: in the order of the catalogue.
+    """
+
+    study: str
+    kind: str
+    question: str
+    component: str
+    adds: bool
+    dataset: str
+    split: str
+    primary: tuple[str, ...]
+    margin: float
+    notes: tuple[str, ...]
+    planned: tuple[int, ...]
+    seeds: tuple[int, ...]
+    arms: tuple[ArmFrame, ...]
+    queries: tuple[str, ...]
+    clusters: tuple[str, ...] | None
+    metrics: tuple[str, ...]
+    holes: tuple[Hole, ...]
+    left_out: tuple[str, ...]
+    command: str
+
+    @property
+    def baseline(self) -> ArmFrame:
+        """The arm that the others are compared with."""
+        return self.arms[0]
+
+    @cached_property
+    def populations(self) -> Mapping[str, NDArray[np.bool_]]:
+        """Metric -> (queries,) True where the metric is defined for a query.
+
+        Raises: DataError if the arms or seeds disagree: a population follows from the annotations alone.
+        """
+        found = {}
+        for metric in self.metrics:
+            inside = ~np.isnan(self.baseline.scores[CHECKPOINTS[0]][metric][0])
+            for arm in self.arms:
+                for checkpoint in CHECKPOINTS:
+                    if not bool((np.isnan(arm.scores[checkpoint][metric]) == ~inside).all()):
+                        raise DataError(
+                            f'"{metric}" has values for other queries in "{arm.name}" than in "{self.baseline.name}"',
+                            where=self.study,
+                            hint="score the fits again with one version of vlbench",
+                        )
+            found[metric] = inside
+        return found
+
+    def values(self, metric: str, checkpoint: str) -> dict[str, Floats]:
+        """Arm -> (seeds, queries of the metric's population), fractions without NaN."""
+        inside = self.populations[metric]
+        return {arm.name: arm.scores[checkpoint][metric][:, inside] for arm in self.arms}
+
+    def clusters_of(self, metric: str) -> list[str] | None:
+        """One label per query of the metric's population, or None where every query stands for itself."""
+        if self.clusters is None:
+            return None
+        return [label for label, inside in zip(self.clusters, self.populations[metric], strict=True) if inside]
+
+    @property
+    def selection(self) -> str:
+        """The rule that chose the checkpoints, in words. It has to be one rule for all arms."""
+        rules = sorted({run.select for arm in self.arms for run in arm.runs if run.select})
+        if not rules:
+            return "the epoch selected on the tune split"
+        said = [listed([title_of(name) for name in rule.split("+")]) for rule in rules]
+        texts = [
+            f"the mean of {said_of} on the tune split" if " and " in said_of else f"{said_of} on the tune split"
+            for said_of in said
+        ]
+        if len(rules) > 1:
+            return "the epoch with the highest value of a rule that DIFFERS between arms: " + "; ".join(texts)
+        return f"the epoch with the highest value of {texts[0]}"
+
+
+def title_of(metric: str) -> str:
+    """The metric's short title, or its name if it is not in the catalogue."""
+    return str(catalog.metrics[metric].facts.get("title", metric)) if metric in catalog.metrics else metric
+
+
+def read(store: Store, study: str, *, allow_missing: bool = False) -> Frame:
+    """A study's frame from the store.
+
+    Args: allow_missing: keep the seeds that all arms have, and carry the holes along. An arm without any result is left
+        out whole; the baseline cannot be.
+    Raises: PlanError if cells are missing, naming them and the command that runs them, or if nothing is left to
+        compare. StoreError if the store has no such study, or a file is not what its record says. DataError if the arms
+        were not scored on the same queries.
+    """
+    plan = store.load_plan(study)
+    command = _command(plan)
+    planned = tuple(int(seed) for seed in plan["seeds"])
+    looked = [_hole(store, str(arm["name"]), cell) for arm in plan["arms"] for cell in arm["cells"]]
+    holes = tuple(hole for hole in looked if hole is not None)
+    if holes and not allow_missing:
+        raise _incomplete(study, holes, planned, plan, command)
+    missing = {(hole.arm, hole.seed) for hole in holes}
+    has = {
+        str(arm["name"]): [int(c["seed"]) for c in arm["cells"] if (str(arm["name"]), int(c["seed"])) not in missing]
+        for arm in plan["arms"]
+    }
+    left_out = tuple(name for name, seeds in has.items() if not seeds)
+    entries = [arm for arm in plan["arms"] if arm["name"] not in left_out]
+    seeds = tuple(seed for seed in planned if entries and all(seed in has[str(arm["name"])] for arm in entries))
+    if str(plan["arms"][0]["name"]) in left_out or len(entries) < 2 or not seeds:
+        raise _incomplete(study, holes, planned, plan, command, "no seed is complete in the baseline and another arm")
+    arms, queries, sources = _arms(store, entries, seeds)
+    shared = len(set(sources)) < len(sources)
+    return Frame(
+        study=study,
+        kind=str(plan.get("kind", "ablation")),
+        question=str(plan["question"]),
+        component=str(plan["component"]),
+        adds=bool(plan["adds"]),
+        dataset=str(plan["dataset"]),
+        split=str(plan["split"]),
+        primary=tuple(plan["primary"]),
+        margin=float(plan["margin"]),
+        notes=tuple(plan.get("notes", ())),
+        planned=planned,
+        seeds=seeds,
+        arms=arms,
+        queries=queries,
+        clusters=sources if shared else None,
+        metrics=_ordered(arms[0].scores[CHECKPOINTS[0]]),
+        holes=holes,
+        left_out=left_out,
+        command=command,
+    )
+
+
+def _hole(store: Store, arm: str, cell: Mapping[str, Any]) -> Hole | None:
+    fit, score = str(cell["fit"]), str(cell["score"])
+    for cell_id in (fit, score):
+        status = store.status(cell_id)
+        if status is not Status.DONE:
+            failure = (store.failure(cell_id) or {}) if status is Status.FAILED else {}
+            return Hole(arm, int(cell["seed"]), fit, score, status, str(failure.get("cause", "")))
+    return None
+
+
+def _incomplete(
+    study: str, holes: Sequence[Hole], planned: Sequence[int], plan: Mapping[str, Any], command: str, why: str = ""
+) -> PlanError:
+    total = sum(len(arm["cells"]) for arm in plan["arms"])
+    if not holes:
+        return PlanError("the plan has nothing to compare: it needs a baseline, another arm and a seed", where=study)
+    named = "; ".join(str(hole) for hole in holes[:NAMED_HOLES])
+    more = f"; and {len(holes) - NAMED_HOLES} more" if len(holes) > NAMED_HOLES else ""
+    lead = f"{why}; " if why else ""
+    hint = f"run them: {command}" + ("" if why else "; or report what there is with --allow-missing")
+    return PlanError(f"{lead}{len(holes)} of {counted(total, 'run')} missing: {named}{more}", where=study, hint=hint)
+
+
+def _command(plan: Mapping[str, Any]) -> str:
+    """The command that runs what is missing: the plan's own where it was kept, else made from the plan."""
+    if plan.get("command"):
+        return str(plan["command"])
+    base = plan["arms"][0]
+    words = ["vlbench", "ablate", "--component", str(plan["component"]), "--variant", str(base["variant"])]
+    words += ["--dataset", str(plan["dataset"]), "--seeds", str(len(plan["seeds"]))]
+    return shlex.join(words)
+
+
+def _arms(
+    store: Store, entries: Sequence[Mapping[str, Any]], seeds: Sequence[int]
+) -> tuple[tuple[ArmFrame, ...], tuple[str, ...], tuple[str, ...]]:
+    """All arms with their scores in one order of queries, that order, and the queries' source videos."""
+    arms = []
+    queries: tuple[str, ...] = ()
+    sources: tuple[str, ...] = ()
+    for entry in entries:
+        cells = {int(cell["seed"]): cell for cell in entry["cells"]}
+        runs, tables = [], []
+        for seed in seeds:
+            run = _run(store, cells[seed], seed)
+            table = _Scores.read(store, run)
+            if not queries:
+                queries, sources = table.qids, table.sources
+            tables.append(table.like(queries, f"{entry['name']}, seed {seed}"))
+            runs.append(run)
+        metrics = tables[0].values[CHECKPOINTS[0]].keys()
+        for table in tables:
+            if any(table.values[checkpoint].keys() != metrics for checkpoint in CHECKPOINTS):
+                raise DataError("the runs were scored by different metrics", where=str(entry["name"]))
+        scores = {
+            checkpoint: {metric: np.stack([table.values[checkpoint][metric] for table in tables]) for metric in metrics}
+            for checkpoint in CHECKPOINTS
+        }
+        arms.append(
+            ArmFrame(
+                name=str(entry["name"]),
+                variant=str(entry["variant"]),
+                title=str(entry.get("title", "")),
+                features=str(entry.get("features", "")),
+                edits=tuple(entry.get("edits", ())),
+                parameters=int(entry["parameters"]),
+                reported=tuple(entry.get("reported", ())),
+                runs=tuple(runs),
+                scores=scores,
+            )
+        )
+    first = set(arms[0].scores[CHECKPOINTS[0]])
+    for arm in arms[1:]:
+        if set(arm.scores[CHECKPOINTS[0]]) != first:
+            raise DataError("the arm was scored by other metrics than the baseline", where=arm.name)
+    return tuple(arms), queries, sources
+
+
+def _run(store: Store, cell: Mapping[str, Any], seed: int) -> Run:
+    ids = {"fit": str(cell["fit"]), "score": str(cell["score"])}
+    records = {kind: store.record(cell_id) or {} for kind, cell_id in ids.items()}
+    made_by = {kind: store.made_by(cell_id) or {} for kind, cell_id in ids.items()}
+    selected = records["fit"].get("selected_epoch")
+    seconds = made_by["fit"].get("seconds")
+    parameters = records["fit"].get("parameters")
+    return Run(
+        seed=seed,
+        fit=ids["fit"],
+        score=ids["score"],
+        parameters=None if parameters is None else int(parameters),
+        seconds=None if seconds is None else float(seconds),
+        curve=_curve(store.events(ids["fit"]), None if selected is None else int(selected) + 1),
+        select=str(_identity(store, ids["fit"]).get("variant", {}).get("recipe", {}).get("select", "")),
+        mode=str(_identity(store, ids["score"]).get("mode", "")),
+        warnings=tuple(str(warning) for warning in records["score"].get("warnings", ())),
+        records=records,
+        made_by=made_by,
+    )
+
+
+def _identity(store: Store, cell_id: str) -> Mapping[str, Any]:
+    """What a cell is; nothing where its spec is gone, since its record is enough to be read."""
+    try:
+        return dict(store.spec(cell_id).get("identity", {}))
+    except StoreError:
+        return {}
+
+
+def _curve(events: Sequence[Mapping[str, Any]], selected: int | None) -> Curve:
+    epochs = {int(event["epoch"]): event for event in events if event.get("event") == "epoch"}  # the last one counts
+    ordered = [epochs[number] for number in sorted(epochs)]
+    terms = sorted({term for event in ordered for term in event.get("loss", {})})
+    tuned = [event for event in ordered if event.get("tune")]
+    names = _ordered({name: None for event in tuned for name in event["tune"]})
+    return Curve(
+        epochs=tuple(int(event["epoch"]) + 1 for event in ordered),
+        losses={term: tuple(_number(event.get("loss", {}).get(term)) for event in ordered) for term in terms},
+        tuned=tuple(int(event["epoch"]) + 1 for event in tuned),
+        tune={name: tuple(100 * _number(event["tune"].get(name)) for event in tuned) for name in names},
+        selected=selected,
+    )
+
+
+def _number(value: Any) -> float:
+    return float("nan") if value is None else float(value)
+
+
+def _ordered(names: Mapping[str, Any]) -> tuple[str, ...]:
+    """Metrics in the order of the catalogue, then what it does not know by name."""
+    known = [name for name in catalog.metrics if name in names]
+    return (*known, *sorted(set(names) - set(known)))
+
+
+@dataclass(frozen=True, slots=True)
+class _Scores:
+    """One score cell's table: queries, their source videos, checkpoint -> metric -> (queries,)."""
+
+    qids: tuple[str, ...]
+    sources: tuple[str, ...]
+    values: Mapping[str, Mapping[str, Floats]]
+    path: Path
+
+    @classmethod
+    def read(cls, store: Store, run: Run) -> _Scores:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        path = store.folder(run.score) / SCORES
+        try:
+            digest = run.records["score"].get("files", {}).get(SCORES)
+            if digest is not None and digest_file(path) != digest:
+                raise StoreError("the scores are not those that their record describes", where=path)
+            table = pq.read_table(path)
+            held = {name: table.column(name) for name in table.column_names}
+            marks = np.asarray(held["checkpoint"].to_pylist())
+            qids = np.asarray(held["qid"].to_pylist())
+            videos = held["source_video"].to_pylist()
+        except (OSError, KeyError, pa.ArrowException) as error:
+            raise StoreError(f"the scores cannot be read: {error}", where=path) from error
+        rows = {checkpoint: np.flatnonzero(marks == checkpoint) for checkpoint in CHECKPOINTS}
+        first = [str(qid) for qid in qids[rows[CHECKPOINTS[0]]]]
+        if len(set(first)) != len(first) or not first:
+            raise DataError("the scores hold no queries, or one of them twice", where=path)
+        numbers: dict[str, Floats] = {
+            name: np.round(column.to_numpy().astype(np.float64), FLOAT32_DECIMALS)
+            for name, column in held.items()
+            if name not in COLUMNS
+        }
+        values: dict[str, dict[str, Floats]] = {}
+        for checkpoint, at in rows.items():
+            position = {str(qid): row for qid, row in zip(qids[at], at, strict=True)}
+            if position.keys() != set(first) or len(at) != len(first):
+                raise DataError(f'the checkpoint "{checkpoint}" was scored on other queries', where=path)
+            order = [position[qid] for qid in first]
+            values[checkpoint] = {name: column[order] for name, column in numbers.items()}
+        # a query without a known source video is a cluster of its own; its label cannot be a video's name
+        sources = [str(videos[row]) if videos[row] else f"query {qids[row]}" for row in rows[CHECKPOINTS[0]]]
+        return cls(tuple(first), tuple(sources), values, path)
+
+    def like(self, queries: tuple[str, ...], label: str) -> _Scores:
+        """The same table in this order of queries. Raises: DataError unless it holds exactly these."""
+        if self.qids == queries:
+            return self
+        position = {qid: row for row, qid in enumerate(self.qids)}
+        if position.keys() != set(queries):
+            odd = sorted(position.keys() ^ set(queries))
+            shown = ", ".join(odd[:3]) + (", ..." if len(odd) > 3 else "")
+            raise DataError(
+                f"{counted(len(odd), 'query')} of {label} and of the baseline's first run are not in both: {shown}",
+                where=self.path,
+                hint="all arms must be scored on the same queries; plan again: run the same command",
+            )
+        order = [position[qid] for qid in queries]
+        values = {mark: {name: column[order] for name, column in table.items()} for mark, table in self.values.items()}
+        return _Scores(queries, tuple(self.sources[row] for row in order), values, self.path)

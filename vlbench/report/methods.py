@@ -1,0 +1,141 @@
+"""How the numbers were made, in words: the same sentences for the page, the Markdown and the terminal."""
+
+from __future__ import annotations
+
+from vlbench.report import words
+from vlbench.report.compare import ALPHA, Comparison
+from vlbench.report.frame import title_of
+from vlbench.stats.design import PHRASES
+
+CLAIM_SEEDS = 5  # fewer screen, they do not support a claim
+SE_NAMES = {
+    "general": ("SE, general", PHRASES["general"]),
+    "benchmark": ("SE, benchmark", PHRASES["benchmark"]),
+    "checkpoint": ("SE, checkpoint", PHRASES["checkpoint"]),
+}
+
+
+def setting(comparison: Comparison) -> str:
+    """``planted-quick · report: val · 5 seeds · 300 queries from 210 source videos``."""
+    frame = comparison.frame
+    queries = words.counted(len(frame.queries), "query")
+    if frame.clusters is not None:
+        queries += f" from {words.counted(len(set(frame.clusters)), 'source video')}"
+    return " · ".join([frame.dataset, frame.split, words.counted(len(frame.seeds), "seed"), queries])
+
+
+def cautions(comparison: Comparison) -> list[str]:
+    """What has to be read before any number."""
+    frame, found = comparison.frame, []
+    if comparison.one_seed:
+        found.append(
+            "One seed: every number is about these checkpoints, not about the method. Training again could change the "
+            "sign. Run at least two seeds to test, five for a claim."
+        )
+    elif len(frame.seeds) < CLAIM_SEEDS:
+        found.append(
+            f"{words.counted(len(frame.seeds), 'seed').capitalize()}: enough to screen, not for a claim. "
+            f"{CLAIM_SEEDS} are the minimum for one, 10 for a final table."
+        )
+    if frame.holes:
+        total = len(frame.planned) * (len(frame.arms) + len(frame.left_out))
+        text = f"Incomplete: {len(frame.holes)} of {words.counted(total, 'planned run')} missing"
+        text += f". The numbers use {words.counted(len(frame.seeds), 'seed')} that every arm shown has"
+        if frame.left_out:
+            text += f"; left out without any result: {words.listed(frame.left_out)}"
+        found.append(f"{text}. To complete it: {frame.command}")
+    found += [
+        f"{title_of(metric)} is a primary metric and could not be tested: {comparison.unavailable[metric]}."
+        for metric in frame.primary
+        if metric in comparison.unavailable
+    ]
+    return found
+
+
+def notes(comparison: Comparison) -> list[str]:
+    """The plan's notes, and what the scoring of the runs warned of."""
+    seen: dict[str, list[str]] = {}
+    for arm in comparison.frame.arms:
+        for run in arm.runs:
+            for warning in run.warnings:
+                seen.setdefault(warning, []).append(f"{arm.name} seed {run.seed}")
+    total = sum(len(arm.runs) for arm in comparison.frame.arms)
+    warned = [
+        f"{warning} ({'every run' if len(where) == total else ', '.join(where)})" for warning, where in seen.items()
+    ]
+    return [*comparison.frame.notes, *warned]
+
+
+def methods(comparison: Comparison) -> list[tuple[str, str]]:
+    """(term, explanation) pairs: everything needed to say what a number of the report means."""
+    frame = comparison.frame
+    arms, family = len(comparison.arms), len(comparison.rows)
+    primary = words.listed([title_of(metric) for metric in comparison.metrics])
+    clustered = "queries of one source video vary together (cluster-robust)"
+    each = "every query varies on its own" if frame.clusters is None else clustered
+    modes = sorted({run.mode for arm in frame.arms for run in arm.runs if run.mode})
+    first = comparison.rows[0]
+    sign = "arm minus baseline" if frame.adds else "baseline minus arm"
+    entries = [
+        ("Data", f"{setting(comparison)}." + (f" Evaluation: {words.listed(modes)} mode." if modes else "")),
+        (
+            "Checkpoint",
+            f"Selected: {frame.selection}; the reported queries play no part in it. The last epoch is scored too and "
+            f"stands beside it as a check. The verdicts are about the {comparison.checkpoint} checkpoint.",
+        ),
+        (
+            "Difference",
+            f"Always with {frame.component} minus without, here {sign} ({first.label}), in points (100 x the score): "
+            f"above zero speaks for {frame.component}.",
+        ),
+        (
+            "What is claimed",
+            f"“{PHRASES[comparison.estimand]}”: "
+            + (
+                "only the queries count as random, because one seed says nothing about training again."
+                if comparison.one_seed
+                else "training runs and queries both count as random."
+            ),
+        ),
+        (
+            "Interval and p",
+            f"Student's t with Satterthwaite degrees of freedom on the crossed table of runs and queries; {each}. Runs "
+            "of different arms are not paired. Intervals are 95% for one difference, not corrected.",
+        ),
+        (
+            "Three standard errors",
+            f"General: {PHRASES['general']}. Benchmark: {PHRASES['benchmark']}. Checkpoint: {PHRASES['checkpoint']}. "
+            f"The verdict uses “{comparison.estimand}”.",
+        ),
+        (
+            "Correction",
+            f"Holm over the declared family of {words.counted(family, 'test')} ({words.counted(arms, 'arm')} x "
+            f"{primary}), family-wise error {100 * ALPHA:g}%. All other metrics are exploratory: Benjamini-Hochberg "
+            "q-values, no verdict.",
+        ),
+        (
+            "Verdict",
+            f"helps, hurts: adjusted p at most {ALPHA:g}. equivalent: the 90% interval lies inside ±{frame.margin:g} "
+            "points, the margin set before the runs. unresolved: neither; the table then says what difference would "
+            "have been seen with power 80%.",
+        ),
+        (
+            "Means",
+            "The interval of a mean includes how hard the queries are, which cancels in a difference: two means whose "
+            "intervals overlap can still differ. Read the difference.",
+        ),
+        (
+            "Seeds",
+            f"Planned: {', '.join(map(str, frame.planned))}. Used: {', '.join(map(str, frame.seeds))}. A seed fixes "
+            "initial weights, order of batches and dropout.",
+        ),
+    ]
+    if comparison.published:
+        entries.append(
+            (
+                "Reported",
+                "Numbers that a paper printed, for the same dataset, with its split and source. They were not measured "
+                "here and enter no test.",
+            )
+        )
+    return entries

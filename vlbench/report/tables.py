@@ -1,0 +1,399 @@
+"""A comparison as tables: terminal, Markdown, CSV, LaTeX and JSON, all from one set of tables.
+
+A ``Table`` holds texts that are ready to print, beside the value that each text stands for; the renderers know nothing
+of statistics. Bold, and only bold, marks a difference that survives its correction.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from vlbench.report import words
+from vlbench.report.compare import Comparison, Row
+from vlbench.report.frame import ArmFrame, title_of
+from vlbench.report.methods import SE_NAMES, cautions, notes, setting
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+RESULTS_FORMAT = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """A text, and what to sort it by. ``strong``: survives correction. ``tone``: a verdict word, for colour."""
+
+    text: str
+    value: float | str | None = None
+    strong: bool = False
+    tone: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """``note``: what the column means, where its title cannot say it."""
+
+    title: str
+    numeric: bool = False
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """``key``: an identifier for anchors. Every row has one cell per column; the first names the row."""
+
+    key: str
+    caption: str
+    columns: tuple[Column, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+
+
+# --- the tables -------------------------------------------------------------------------------------------------------
+
+
+def arms_table(comparison: Comparison) -> Table:
+    """What each arm changes and what it costs."""
+    columns = (
+        Column("Arm"),
+        Column("Changed"),
+        Column("Parameters", True, "trainable and fixed, of the whole model"),
+        Column("Training", True, "mean time of one training run"),
+        Column("Seeds", True),
+    )
+    rows = tuple(
+        (
+            Cell(arm.name, number),
+            Cell("; ".join(arm.edits) or f"{arm.variant}, {arm.features}"),
+            Cell(words.count(arm.parameters), arm.parameters),
+            Cell(words.duration(arm.seconds), arm.seconds),
+            Cell(str(len(arm.runs)), len(arm.runs)),
+        )
+        for number, arm in enumerate(comparison.frame.arms)
+    )
+    return Table("arms", "The arms: what each changes in the baseline, and its cost.", columns, rows)
+
+
+def metric_table(comparison: Comparison, metric: str) -> Table:
+    """One primary metric: every arm's mean, its difference from the baseline, and the verdict."""
+    frame = comparison.frame
+    sources = list(dict.fromkeys((x.split, x.source) for x in comparison.published if x.metric == metric))
+    reported = {(x.arm, x.split, x.source): x.value for x in comparison.published if x.metric == metric}
+    columns = (
+        Column("Arm"),
+        Column("Parameters", True),
+        Column("Training", True, "mean time of one training run"),
+        Column("Mean", True, "over seeds and queries, in points"),
+        Column("95% interval of the mean", True),
+        Column("Seed sd", True, "standard deviation of the run means, n - 1"),
+        Column("Difference", True, _sign(comparison)),
+        Column("95% interval", True),
+        Column("p (Holm)", True, f"corrected over {words.counted(len(comparison.rows), 'test')}"),
+        Column("Verdict"),
+        Column("Could have seen", True, "the difference found with power 80%, in points"),
+        Column("Seeds needed", True, "per arm, to find the margin or what was seen, whichever is larger and unseen"),
+        Column("Win/tie/loss", True, "queries on which the arm with the component is above, equal, below"),
+        *(Column(f"Reported ({key[0]}; {key[1]})", True, "printed by a paper, not measured") for key in sources),
+    )
+    rows = []
+    for number, arm in enumerate(frame.arms):
+        mean = comparison.means[arm.name, metric]
+        cells = [
+            Cell(arm.name, number),
+            Cell(words.count(arm.parameters), arm.parameters),
+            Cell(words.duration(arm.seconds), arm.seconds),
+            Cell(words.points(mean.points), mean.points),
+            Cell(words.span(mean.low, mean.high), mean.low),
+            Cell(words.points(mean.sd_seeds), mean.sd_seeds),
+        ]
+        if arm is frame.baseline:
+            cells += [Cell(words.NOTHING)] * 3 + [Cell("baseline")] + [Cell(words.NOTHING)] * 3
+        else:
+            cells += _judged(comparison.row(arm.name, metric))
+        for key in sources:
+            value = reported.get((arm.name, *key))
+            cells.append(Cell(words.points(value), value))
+        rows.append(tuple(cells))
+    mean = comparison.means[frame.baseline.name, metric]
+    caption = (
+        f"{title_of(metric)}, {comparison.checkpoint} checkpoint, {words.counted(mean.seeds, 'seed')}, "
+        f"{words.counted(mean.queries, 'query')}. Difference: {_sign(comparison)}."
+    )
+    return Table(f"primary-{metric}", caption, columns, tuple(rows))
+
+
+def _judged(row: Row) -> list[Cell]:
+    assert row.verdict is not None
+    judged = row.verdict
+    if row.contrast.constant:
+        return [
+            Cell(words.signed(row.points), row.points),
+            *[Cell(words.NOTHING)] * 2,
+            Cell("unresolved (nothing varies)", tone="unresolved"),
+            *[Cell(words.NOTHING)] * 2,
+            _wins(row),
+        ]
+    word = f"{judged.word}, but negligible" if judged.negligible else str(judged.word)
+    return [
+        Cell(words.signed(row.points), row.points, strong=row.survives),
+        Cell(words.interval(row.low, row.high), row.low, strong=row.survives),
+        Cell(words.p(row.p_adjusted), row.p_adjusted),
+        Cell(word, judged.word, strong=row.survives, tone=judged.word),
+        Cell(words.points(judged.mde), judged.mde),
+        _needed(row),
+        _wins(row),
+    ]
+
+
+def _needed(row: Row) -> Cell:
+    assert row.verdict is not None
+    if row.verdict.word != "unresolved":
+        return Cell(words.NOTHING)
+    if row.verdict.seeds_needed is not None:
+        return Cell(str(row.verdict.seeds_needed), row.verdict.seeds_needed)
+    return Cell("two or more" if row.seeds == 1 else "more queries")
+
+
+def _wins(row: Row) -> Cell:
+    return Cell(f"{row.wins}/{row.ties}/{row.losses}", row.wins - row.losses)
+
+
+def _sign(comparison: Comparison) -> str:
+    sign = "arm minus baseline" if comparison.frame.adds else "baseline minus arm"
+    return f"{sign}, so above zero speaks for {comparison.frame.component}"
+
+
+def errors_table(comparison: Comparison) -> Table:
+    """The three standard errors of every primary difference, and its effect sizes."""
+    columns = (
+        Column("Arm"),
+        Column("Metric"),
+        Column("Difference", True, _sign(comparison)),
+        *(Column(title, True, note) for title, note in SE_NAMES.values()),
+        Column("Degrees of freedom", True, "of the standard error that the verdict uses"),
+        Column("Relative", True, "difference over the mean of the arm without the component"),
+        Column("d_z", True, "mean over standard deviation of the queries' differences"),
+        Column("Hedges g", True, "over run means"),
+        Column("P(better run)", True, "a fresh run with the component beats one without"),
+    )
+    rows = tuple(
+        (
+            Cell(row.arm),
+            Cell(row.title),
+            Cell(words.signed(row.points), row.points),
+            *(Cell(words.points(se, 3), se) for se in row.standard_errors.values()),
+            Cell(words.points(row.contrast.df, 1), row.contrast.df),
+            Cell(words.NOTHING if row.relative is None else f"{words.signed(100 * row.relative, 1)}%", row.relative),
+            Cell(words.signed(row.d_z), row.d_z),
+            Cell(words.signed(row.hedges_g), row.hedges_g),
+            Cell(words.points(row.improvement), row.improvement),
+        )
+        for row in comparison.rows
+    )
+    return Table("errors", "Where the uncertainty comes from, in points, and effect sizes.", columns, rows)
+
+
+def exploratory_table(comparison: Comparison) -> Table:
+    """The metrics that were not declared: descriptive."""
+    columns = (
+        Column("Arm"),
+        Column("Metric"),
+        Column("Baseline", True),
+        Column("This arm", True),
+        Column("Difference", True, _sign(comparison)),
+        Column("95% interval", True),
+        Column("p", True, "not corrected"),
+        Column("q (BH)", True, "false discovery rate among the exploratory tests"),
+        Column("Win/tie/loss", True),
+        Column("Queries", True, "in the metric's population"),
+    )
+    base = comparison.frame.baseline.name
+    rows = tuple(
+        (
+            Cell(row.arm),
+            Cell(row.title),
+            Cell(words.points((mean := comparison.means[base, row.metric]).points), mean.points),
+            Cell(words.points((mean := comparison.means[row.arm, row.metric]).points), mean.points),
+            Cell(words.signed(row.points), row.points),
+            Cell(words.interval(row.low, row.high), row.low),
+            Cell(words.p(row.p), None if math.isnan(row.p) else row.p),
+            Cell(words.p(row.p_adjusted), row.p_adjusted),
+            _wins(row),
+            Cell(str(row.queries), row.queries),
+        )
+        for row in comparison.exploratory
+    )
+    caption = "Exploratory: metrics that were not declared beforehand. Descriptive only, no verdict follows from them."
+    return Table("exploratory", caption, columns, rows)
+
+
+def checkpoints_table(comparison: Comparison) -> Table:
+    """Every primary difference at both checkpoints."""
+    other = comparison.other
+    pair = [comparison] if other is None else [comparison, other]
+    columns = [Column("Arm"), Column("Metric")]
+    for one in pair:
+        name = one.checkpoint
+        columns += [Column(f"Baseline, {name}", True), Column(f"Arm, {name}", True)]
+        columns += [Column(f"Difference, {name}", True, _sign(one)), Column(f"95% interval, {name}", True)]
+    rows = []
+    base = comparison.frame.baseline.name
+    for row in comparison.rows:
+        cells = [Cell(row.arm), Cell(row.title)]
+        for one in pair:
+            same = one.row(row.arm, row.metric)
+            means = [one.means[arm, row.metric].points for arm in (base, row.arm)]
+            cells += [Cell(words.points(mean), mean) for mean in means]
+            cells += [Cell(words.signed(same.points), same.points), Cell(words.interval(same.low, same.high), same.low)]
+        rows.append(tuple(cells))
+    caption = "The selected checkpoint beside the last epoch. The second is a check of the first, not another test."
+    return Table("checkpoints", caption, tuple(columns), tuple(rows))
+
+
+def holes_table(comparison: Comparison) -> Table:
+    """What was planned and has no result."""
+    columns = (Column("Arm"), Column("Seed", True), Column("State"), Column("Cause"), Column("Fit"), Column("Score"))
+    rows = tuple(
+        (
+            Cell(hole.arm),
+            Cell(str(hole.seed), hole.seed),
+            Cell(str(hole.status)),
+            Cell(hole.cause or words.NOTHING),
+            Cell(hole.fit),
+            Cell(hole.score),
+        )
+        for hole in comparison.frame.holes
+    )
+    return Table("holes", "Planned runs without a result.", columns, rows)
+
+
+def provenance_table(comparison: Comparison) -> Table:
+    """The cells behind the numbers: every number of an arm comes from all of its rows."""
+    columns = (
+        Column("Arm"),
+        Column("Seed", True),
+        Column("Fit"),
+        Column("Score"),
+        Column("Selected epoch", True),
+        Column("Epochs", True),
+        Column("Training", True),
+        Column("Device"),
+        Column("vlbench"),
+        Column("Finished"),
+    )
+    rows = tuple(_cells(arm, number) for arm in comparison.frame.arms for number in range(len(arm.runs)))
+    return Table("cells", "The cells behind every number.", columns, rows)
+
+
+def _cells(arm: ArmFrame, number: int) -> tuple[Cell, ...]:
+    run = arm.runs[number]
+    made = run.made_by["fit"]
+    epochs = run.records["fit"].get("epochs")
+    device = made.get("gpu") or made.get("device")
+    version = " ".join(str(made[key]) for key in ("vlbench", "source") if made.get(key))
+    return (
+        Cell(arm.name),
+        Cell(str(run.seed), run.seed),
+        Cell(run.fit),
+        Cell(run.score),
+        Cell(words.NOTHING if run.curve.selected is None else str(run.curve.selected), run.curve.selected),
+        Cell(words.NOTHING if epochs is None else str(epochs), epochs),
+        Cell(words.duration(run.seconds), run.seconds),
+        Cell(str(device or words.NOTHING)),
+        Cell(version or words.NOTHING),
+        Cell(str(made.get("finished") or words.NOTHING)),
+    )
+
+
+# --- terminal ---------------------------------------------------------------------------------------------------------
+
+_STYLES = {"helps": "bold green", "hurts": "bold red", "equivalent": "cyan", "unresolved": "yellow"}
+
+
+def terminal(comparison: Comparison) -> RenderableType:
+    """The comparison for a terminal of 80 columns or more: words carry the meaning, colour only repeats it."""
+    from rich.console import Group
+    from rich.padding import Padding
+    from rich.text import Text
+
+    frame = comparison.frame
+    parts: list[RenderableType] = [
+        Text(_ascii(f"{frame.study} · {setting(comparison)}"), style="bold"),
+        Text(_ascii(frame.question)),
+        Text(),
+        _rich(arms_table(comparison), ("Arm", "Changed", "Parameters", "Training")),
+    ]
+    for metric in comparison.metrics:
+        table = metric_table(comparison, metric)
+        wanted = ["Arm", "Mean", "Difference", "95% interval", "p (Holm)", "Verdict"]
+        parts += [Text(), Text(_ascii(table.caption)), _rich(table, wanted)]
+        remarks = [
+            f"{row.arm}: {_could(row)}"
+            for row in comparison.rows
+            if row.metric == metric and row.verdict is not None and row.verdict.word == "unresolved"
+        ]
+        remarks += [
+            f"reported, not measured ({x.arm}; {x.split}; {x.source}): {x.value:g}"
+            for x in comparison.published
+            if x.metric == metric
+        ]
+        parts += [Padding(Text(_ascii(remark)), (0, 0, 0, 2), expand=False) for remark in remarks]
+    if comparison.other is not None:
+        parts += [Text(), Text(f"As a check, the {comparison.other.checkpoint} checkpoint:"), _other(comparison.other)]
+    parts.append(Text())
+    parts += [Text(_ascii(f"Take care. {caution}"), style="yellow") for caution in cautions(comparison)]
+    parts += [Text(_ascii(f"missing: {hole}")) for hole in frame.holes]
+    parts += [Text(_ascii(f"note: {note}")) for note in notes(comparison)]
+    parts += [Text(_ascii(sentence), style="bold") for sentence in comparison.answers.values()]
+    return Group(*parts)
+
+
+def _other(comparison: Comparison) -> RenderableType:
+    columns = (Column("Arm"), Column("Metric"), Column("Difference", True), Column("95% interval", True))
+    rows = tuple(
+        (Cell(row.arm), Cell(row.title), Cell(words.signed(row.points)), Cell(words.interval(row.low, row.high)))
+        for row in comparison.rows
+    )
+    return _rich(Table("other", "", columns, rows), [column.title for column in columns])
+
+
+def _could(row: Row) -> str:
+    assert row.verdict is not None
+    if row.contrast.constant:
+        return "nothing varies, so nothing can be tested"
+    text = f"could have seen {words.points(row.verdict.mde)} points, saw {words.points(abs(row.points))}"
+    needed = _needed(row).text
+    return f"{text}; to decide: " + (
+        f"about {needed} seeds per arm" if needed.isdigit() else "more seeds" if row.seeds == 1 else needed
+    )
+
+
+def _rich(table: Table, wanted: Sequence[str]) -> RenderableType:
+    from rich.padding import Padding
+    from rich.table import Table as RichTable
+    from rich.text import Text
+
+    drawn = RichTable(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
+    places = [next(i for i, column in enumerate(table.columns) if column.title == title) for title in wanted]
+    for place in places:
+        column = table.columns[place]
+        folds = not column.numeric and column.title not in ("Verdict",)
+        drawn.add_column(
+            column.title,
+            justify="right" if column.numeric else "left",
+            no_wrap=not folds,
+            overflow="fold",
+        )
+    for row in table.rows:
+        cells = []
+        for place in places:
+            style = _STYLES.get(row[place].tone, "bold" if row[place].strong else "")
+            cells.append(Text(_ascii(row[place].text), style=style))
+        drawn.add_row(*cells)
+    return Padding(drawn, (0, 0, 0, 2), expand=False)
+
+
+def _ascii(text: str) -> str:
+    return words.plain(text)
