@@ -15,7 +15,7 @@ not rounded. Where a published evaluator ends in an exception, this one raises a
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -26,6 +26,7 @@ from vlbench.metrics import highlights, moments
 from vlbench.metrics.highlights import LEVELS, Highlights, TieOrder, binary_ap, tvsum_ap
 from vlbench.metrics.moments import IOUS, Array, Moments
 
+AUTO = "auto"  # the evaluator that the field uses for the annotations at hand
 CLIP_S = 2.0  # the published code knows no other clip
 ANNOTATORS = 3
 TVSUM_ANNOTATORS = 20
@@ -142,6 +143,49 @@ def evaluate(
             for name, value in values.items()
         }
     return Official(evaluator, brief, dict(sorted(parts.items())), tuple(warnings))
+
+
+def summary(
+    queries: Sequence[Query], predictions: Sequence[Prediction], evaluator: str = AUTO
+) -> tuple[str, dict[str, float], list[str]]:
+    """The summary of a published evaluator, in percent: its name, its keys, and what there is to say about it.
+
+    ``auto`` takes the evaluator of the field for such annotations and, where that one stops, a second one; where both
+    stop, the summary is empty and the reason is among the notes. An evaluator asked for by name raises instead.
+    Raises: DataError where a named evaluator stops.
+    """
+    dataset = label_set(queries)
+    candidates, notes = [evaluator], list[str]()
+    if evaluator == AUTO:
+        if dataset is not None:
+            candidates = ["umt", "videolights"]
+        elif any(query.saliency is not None for query in queries):
+            candidates = ["moment_detr", "videolights"]
+        else:
+            candidates = ["videolights"]
+            predictions = [replace(row, saliency=None) for row in predictions]
+    for name in candidates:
+        try:
+            if dataset is not None:
+                return name, {"mAP": 100 * evaluate_labels(queries, predictions, name, dataset=dataset).mean}, notes
+            found = evaluate(queries, predictions, name)
+        except DataError as error:
+            if evaluator != AUTO:
+                raise
+            notes.append(str(error))
+            continue
+        if notes:
+            notes.append(f"the published summary is that of the {name} evaluator")
+        return name, dict(found.brief), [*notes, *found.warnings]
+    return candidates[0], {}, [*dict.fromkeys(notes), "no published summary: metrics hold the strict value there"]
+
+
+def label_set(queries: Sequence[Query]) -> Literal["tvsum", "youtube"] | None:
+    """Which of the sets that label every clip the queries are from: many annotators (TVSum) or one label."""
+    widths = {query.labels.shape[1] for query in queries if query.labels is not None}
+    if not widths:
+        return None
+    return "tvsum" if max(widths) > 1 else "youtube"
 
 
 @dataclass(frozen=True)
