@@ -64,6 +64,9 @@ def find_slot(key: str) -> Slot:
 
 # --- the model -------------------------------------------------------------------------------------------------------
 
+# Two facts that the contract test holds components to: ``never_trained``, the beginnings of the names of parameters
+# that no gradient reaches, and ``depends_on_batch``, why a sample among padded others may differ from itself alone.
+
 # Sizes that several slots share; the [model] table of a card.
 model_args: dict[str, Scalar] = {"width": 256, "heads": 8, "feedforward": 1024, "dropout": 0.1}
 
@@ -94,6 +97,7 @@ word_position.add(
     "vlbench.nn.position:IdlePosition",
     args={"max_words": 32, "dropout": 0.5},
     summary="none, beside a table that is never read: what released checkpoints hold and count as parameters",
+    never_trained=("table", "norm"),
 )
 
 refinement = slot(
@@ -113,18 +117,23 @@ refinement.add(
     summary="FRA's parameters and operations with the clips in place of the words: capacity without the query",
 )
 
+_PAIRS = "pairs of padded clips and words are hidden in the wrong sample, as in the released code"
+
 fusion = slot("fusion", neutral="one-way", takes="clips B L D, words B W D, positions of both", gives="clips B L D")
 fusion.add(
     "one-way",
     "vlbench.nn.fusion:OneWayFusion",
     args={"layers": 2},
     summary="clips attend to words (QD-DETR); the plainest fusion that lets the query in",
+    depends_on_batch=_PAIRS,
 )
 fusion.add(
     "bicmf",
     "vlbench.nn.fusion:BiCMF",
     args={"layers": 1},
     summary="bi-directional cross-modal fusion (VideoLights, as released)",
+    depends_on_batch=_PAIRS,
+    never_trained=("norm2",),
 )
 
 encoder = slot("encoder", neutral="transformer", takes="global and clips B 1+L D", gives="memory B 1+L D")
@@ -159,6 +168,7 @@ feedback.add(
     "unijfm",
     "vlbench.nn.feedback:UniJFM",
     summary="a second saliency from the best predicted moment (VideoLights, as released: MR to HD, in the loss only)",
+    depends_on_batch="the moment is cut out at the padded length of the batch",
 )
 
 matcher = slot("matcher", neutral="hungarian", takes="spans, logits, targets", gives="matched pairs")

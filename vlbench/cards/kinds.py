@@ -88,6 +88,7 @@ class ArmCard:
     name: str
     set: Mapping[str, Scalar]
     reason: str = ""  # why an arm changes more than one thing
+    origin: str = "derived"
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +104,6 @@ class Ablation:
     seeds: int = 5
     primary: tuple[str, ...] = ("mr-map", "hd-map")
     margin: float = 0.5  # points; inside it a difference counts as negligible
-    origin: str = "derived"
 
 
 def _shown(value: Scalar | None) -> str:

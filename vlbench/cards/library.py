@@ -71,7 +71,10 @@ def load_ablation(name: str, root: Path) -> Ablation:
                 where=f"{path}:{line_of(text, ['primary'])}",
                 hint=suggestion(metric, catalog.metrics),
             )
-    arms = tuple(ArmCard(arm.name, arm.set, arm.reason) for arm in card.arm)
+    arms = tuple(
+        ArmCard(arm.name, arm.set, arm.reason, f"{path}:{line_of(text, ['arm', index, 'set']) or 1}")
+        for index, arm in enumerate(card.arm)
+    )
     return Ablation(
         name=path.stem,
         component=card.component,
@@ -82,7 +85,6 @@ def load_ablation(name: str, root: Path) -> Ablation:
         seeds=card.seeds,
         primary=tuple(card.primary),
         margin=card.margin,
-        origin=f"{path}:{line_of(text, ['arm', 0]) or 1}",
     )
 
 
