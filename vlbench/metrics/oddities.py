@@ -36,14 +36,14 @@ def find(
     known = {query.qid for query in queries}
     missing = [query.qid for query, found in zip(queries, rows, strict=True) if not found]
     if missing:
-        yield f"{_of(missing, len(queries))} have no prediction{_first(missing)}: they score 0"
+        yield f"{_of(missing, len(queries), 'has', 'have')} no prediction{_first(missing)}: scored 0"
     unknown = list(dict.fromkeys(row.qid for row in predictions if row.qid not in known))
     if unknown:
         yield f"{_count(len(unknown), 'predicted query', 'predicted queries')} not annotated{_first(unknown)}: not read"
     twice = [query.qid for query, found in zip(queries, rows, strict=True) if len(found) > 1]
     if twice:
         effect = "the last row counts" if mode == "strict" else "AP pools their windows, the rest reads the last row"
-        yield f"{_of(twice, len(queries))} have more than one row{_first(twice)}: {effect}"
+        yield f"{_of(twice, len(queries), 'has', 'have')} more than one row{_first(twice)}: {effect}"
     answered = [(query, row) for query, found in zip(queries, rows, strict=True) for row in found[-1:]]
     if any(query.windows_se is not None for query in queries) and any(row.windows is not None for _, row in answered):
         yield from _windows(answered, mode, max_windows)
@@ -92,7 +92,7 @@ def _windows(answered: Sequence[tuple[Query, Prediction]], mode: Mode, max_windo
     qids = [query.qid for query, _ in pairs]
     none = [qid for qid, (_, windows) in zip(qids, pairs, strict=True) if windows is None or len(windows) == 0]
     if none:
-        yield f"{_of(none, len(qids))} have no windows{_first(none)}: they score 0"
+        yield f"{_of(none, len(qids), 'has', 'have')} no windows{_first(none)}: scored 0"
     pairs = [(query, windows) for query, windows in pairs if windows is not None and len(windows)]
     if not pairs:
         return
@@ -127,48 +127,48 @@ def _windows(answered: Sequence[tuple[Query, Prediction]], mode: Mode, max_windo
     if unsorted.any():
         found = rows(unsorted)
         effect = "ordered by score" if mode == "strict" else "R1 reads the first listed window, AP the best scored"
-        yield f"{_of(found, len(qids))} list windows that are not sorted by score{_first(found)}: {effect}"
+        yield f"{_of(found, len(qids), 'lists', 'list')} windows that are not sorted by score{_first(found)}: {effect}"
     many = [qid for qid, count in zip(qids, counts, strict=True) if count > max_windows]
     if many:
         which = "best scored" if mode == "strict" else "first listed"
         effect = f"the {which} {max_windows} count"
-        yield f"{_of(many, len(qids))} list more than {max_windows} windows{_first(many)}: {effect}"
+        yield f"{_of(many, len(qids), 'lists', 'list')} more than {max_windows} windows{_first(many)}: {effect}"
 
 
 def _saliency(scored: Sequence[tuple[Query, Prediction]], mode: Mode, clip_s: float) -> Iterator[str]:
     none = [query.qid for query, row in scored if row.saliency is None or len(row.saliency) == 0]
     if none:
-        yield f"{_of(none, len(scored))} have no saliency scores{_first(none)}: they score 0"
+        yield f"{_of(none, len(scored), 'has', 'have')} no saliency scores{_first(none)}: scored 0"
     pairs = [(query, row.saliency) for query, row in scored if row.saliency is not None and len(row.saliency)]
     wrong = [q.qid for q, s in pairs if np.isnan(s).any()]
     if wrong:
         effect = "the clip ranks last" if mode == "strict" else "the published evaluator stops"
-        yield f"{_of(wrong, len(scored))} have NaN among their saliency scores{_first(wrong)}: {effect}"
+        yield f"{_of(wrong, len(scored), 'has', 'have')} NaN among their saliency scores{_first(wrong)}: {effect}"
     clips = [(q.qid, len(s), _clips(q, clip_s)) for q, s in pairs]
     short = [qid for qid, got, wanted in clips if got < wanted]
     if short:
         on_labels = pairs[0][0].labels is not None
         padded = "are not ranked" if on_labels else "count as 0, above any negative score"
         effect = f"clips without one {'rank last' if mode == 'strict' else padded}"
-        yield f"{_of(short, len(scored))} have fewer saliency scores than clips{_first(short)}: {effect}"
+        yield f"{_of(short, len(scored), 'has', 'have')} fewer saliency scores than clips{_first(short)}: {effect}"
     long = [qid for qid, got, wanted in clips if got > wanted]
     if long:
         effect = "not read" if mode == "strict" or pairs[0][0].labels is not None else "a peak there makes HIT@1 miss"
-        yield f"{_of(long, len(scored))} have more saliency scores than clips{_first(long)}: {effect}"
+        yield f"{_of(long, len(scored), 'has', 'have')} more saliency scores than clips{_first(long)}: {effect}"
 
 
 def _annotations(queries: Sequence[Query], mode: Mode, clip_s: float) -> Iterator[str]:
     flat = [q.qid for q in queries if q.windows_se is not None and (_length(q.windows_se) <= 0).any()]
     if flat:
         effect = "left out" if mode == "strict" else "kept, as published"
-        yield f"{_of(flat, len(queries))} are annotated with a window without length{_first(flat)}: {effect}"
+        yield f"{_of(flat, len(queries), 'is', 'are')} annotated with a window without length{_first(flat)}: {effect}"
     lost = [
         q.qid
         for q in queries
         if q.relevant_clips and (min(q.relevant_clips) < 0 or max(q.relevant_clips) >= int(q.duration_s / clip_s))
     ]
     if lost:
-        yield f"{_of(lost, len(queries))} are annotated with clips outside the video{_first(lost)}"
+        yield f"{_of(lost, len(queries), 'is', 'are')} annotated with clips outside the video{_first(lost)}"
 
 
 def _length(windows_se: NDArray[np.floating]) -> Array:
@@ -184,8 +184,9 @@ def _count(number: int, one: str, many: str) -> str:
     return f"{number} {one if number == 1 else many}"
 
 
-def _of(found: Sequence[Qid], total: int) -> str:
-    return f"{len(found)} of {_count(total, 'query', 'queries')}"
+def _of(found: Sequence[Qid], total: int, one: str, many: str) -> str:
+    """``1 of 20 queries has``, ``3 of 20 queries have``."""
+    return f"{len(found)} of {_count(total, 'query', 'queries')} {one if len(found) == 1 else many}"
 
 
 def _first(qids: Sequence[Qid]) -> str:
