@@ -32,6 +32,7 @@ from vlbench.stats.tables import (
 )
 
 ZeroMethod = Literal["wilcox", "pratt", "zsplit"]
+RANKED_DECIMALS = 9  # subtraction of floats must not break ties
 EXACT_WORK = 2_000_000_000  # additions that an exact distribution may cost: a few seconds
 
 
@@ -164,15 +165,26 @@ class Wilcoxon:
     greater: float
 
 
-def wilcoxon(differences: ArrayLike, *, zero_method: ZeroMethod = "pratt", correction: bool = False) -> Wilcoxon:
+def wilcoxon(
+    differences: ArrayLike,
+    *,
+    zero_method: ZeroMethod = "pratt",
+    correction: bool = False,
+    decimals: int | None = RANKED_DECIMALS,
+) -> Wilcoxon:
     """Wilcoxon's signed-rank test with the normal approximation; no default, because zeros decide its answer.
 
-    Args: differences: (Q,), rounded to 1e-9 before ranking. zero_method: "wilcox" drops zeros, "pratt" ranks and
-        then drops them, "zsplit" gives half their ranks to each side. correction: shift by one half towards the centre.
+    Args:
+        differences: (Q,).
+        zero_method: "wilcox" drops zeros, "pratt" ranks and then drops them, "zsplit" gives half their ranks to each
+        side.
+        correction: shift by one half towards the centre.
+        decimals: that differences are rounded to before ties are looked for; None lets the noise of subtraction
+        break them.
     Null: differences symmetric about zero. Raises: DataError for NaN or if all differences are zero.
     Source: Wilcoxon (1945), Pratt (1959).
     """
-    d = np.round(vector(differences, "differences"), 9)
+    d = vector(differences, "differences", decimals=decimals)
     if not d.any():
         raise DataError("all differences are zero, so there are no signed ranks")
     if zero_method == "wilcox":
@@ -203,7 +215,7 @@ def wilcoxon_exact(differences: ArrayLike) -> Permutation:
     Args: differences: (Q,), rounded to 1e-9 before ranking.
     Null: differences symmetric about zero. Raises: DataError for NaN. Source: Hollander and Wolfe (1999), section 3.1.
     """
-    d = np.round(vector(differences, "differences"), 9)
+    d = vector(differences, "differences", decimals=RANKED_DECIMALS)
     d = d[d != 0]
     return _flip_exactly(np.round(2 * midranks(np.abs(d)) * np.sign(d)).astype(np.int64))
 

@@ -42,14 +42,17 @@ def table(values: ArrayLike, name: str = "scores", *, unit: Unit = "fraction") -
     return np.round(array / 100 if unit == "percent" else array, DECIMALS)
 
 
-def vector(values: ArrayLike, name: str = "values", *, least: int = 1) -> Floats:
-    """A clean (N,) array of at least ``least`` finite numbers, rounded to 1e-12. Raises: DataError otherwise."""
+def vector(values: ArrayLike, name: str = "values", *, least: int = 1, decimals: int | None = DECIMALS) -> Floats:
+    """A clean (N,) array of at least ``least`` finite numbers, rounded unless ``decimals`` is None.
+
+    Raises: DataError otherwise.
+    """
     array = _numbers(values, name)
     if array.ndim != 1:
         raise DataError(f"expected one number per item, but got an array of shape {array.shape}", where=name)
     if array.size < least:
         raise DataError(f"needs at least {least} values, but got {array.size}", where=name)
-    return np.round(array, DECIMALS)
+    return array if decimals is None else np.round(array, decimals)
 
 
 def _numbers(values: ArrayLike, name: str) -> Floats:

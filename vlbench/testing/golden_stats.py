@@ -16,7 +16,23 @@ from typing import Any
 import numpy as np
 
 from vlbench.errors import VlbenchError
-from vlbench.stats import correct, design, intervals, paired, power, runs, verdict
+from vlbench.stats import (
+    aggregate,
+    bayes,
+    correct,
+    design,
+    factorial,
+    intervals,
+    order,
+    paired,
+    power,
+    ranks,
+    robustness,
+    runs,
+    sequential,
+    sweep,
+    verdict,
+)
 from vlbench.stats.student import TTest
 from vlbench.testing import CaseResult
 
@@ -101,6 +117,7 @@ def _check(label: str, case: Case, compute: Callable[[Case], Fields], topic: _To
         return CaseResult(label, False, "", math.inf, 0.0, f"refused: {cause}")
     inputs = {"id", "input"} if "input" in case else set(case) - set(ours)
     wanted = case["expected"] if "expected" in case else {key: case[key] for key in case if key not in inputs}
+    wanted = wanted if isinstance(wanted, Mapping) else {"": wanted}
     worst, ratio, deviation, tolerance, missing = "", -1.0, 0.0, 0.0, []
     for field, want, got in _leaves("", wanted, ours):
         if got is _MISSING:
@@ -125,6 +142,11 @@ def _leaves(path: str, want: Any, got: Any) -> Iterator[tuple[str, Any, Any]]:
         for key, value in want.items():
             if key not in ("note", "axes", "direction", "antisymmetry"):
                 yield from _leaves(f"{path}.{key}" if path else key, value, got.get(key, _MISSING))
+    elif isinstance(want, list) and want and isinstance(want[0], Mapping):
+        if not isinstance(got, list) or len(got) != len(want):
+            got = [_MISSING] * len(want)
+        for number, value in enumerate(want):
+            yield from _leaves(f"{path}[{number}]", value, got[number])
     else:
         yield path, want, got
 
@@ -495,6 +517,279 @@ def _planned(case: Case) -> Fields:
     return {"se_points": 100 * own.se, "df": own.df, "mde_points_approx": 100 * own.mde}
 
 
+def _factorial(case: Case) -> Fields:
+    given, want = case["input"], case["expected"]
+    names = given["components"]
+    k = len(names)
+    table: dict[str, list[float]] = {}
+    for row in given["rows"]:
+        table.setdefault("".join(str(round(level)) for level in row[:k]), []).append(row[-1])
+    means = {cell: float(np.mean(values)) for cell, values in table.items()}
+    mse, df = factorial.pooled_variance(table)
+
+    def label(chosen: tuple[int, ...], mark: str = "") -> str:
+        return ":".join(names[i] + mark for i in chosen)
+
+    def value(weights: Mapping[str, float]) -> float:
+        return factorial.run_contrast(table, weights).estimate
+
+    effects: Fields = {}
+    for chosen in factorial.subsets(k):
+        test = factorial.run_contrast(table, factorial.effect(k, chosen))
+        effects[label(chosen)] = {
+            "difference_of_differences": test.estimate,
+            "doe_effect": test.estimate / 2 ** (len(chosen) - 1),
+            "se_difference_of_differences": test.se,
+            "se": test.se,
+            "t": test.t,
+            "p": test.p,
+            "df": test.df,
+        }
+    shares = {name: factorial.run_contrast(table, factorial.shapley(k, i)) for i, name in enumerate(names)}
+    fields: Fields = {
+        "cell_means": means,
+        "effects": effects,
+        "leave_one_out": {name: value(factorial.leave_one_out(k, i)) for i, name in enumerate(names)},
+        "add_one_in": {name: value(factorial.add_one_in(k, i)) for i, name in enumerate(names)},
+        "shapley": {name: _t(test) | {"value": test.estimate, "se": test.se} for name, test in shares.items()},
+        "shapley_sum": sum(test.estimate for test in shares.values()),
+        "banzhaf": {name: value(factorial.effect(k, [i])) for i, name in enumerate(names)},
+        "shapley_interaction_index": {
+            label((i, j)): value(factorial.shapley_interaction(k, i, j)) for i in range(k) for j in range(i + 1, k)
+        },
+        "mse_resid": mse,
+        "df": df,
+    }
+    if "anova_type2_sum_sq" in want:
+        sums = {label(chosen, "_c"): square for chosen, square in factorial.sums_of_squares(table).items()}
+        fields["anova_type2_sum_sq"] = sums | {"Residual": mse * df}
+    if "sobol_total_variance" in want:
+        fields["sobol_first_and_interaction_share"] = {
+            label(chosen): share for chosen, share in factorial.variance_shares(means).items()
+        }
+        fields["sobol_total_variance"] = sum(factorial.walsh_squares(means).values())
+    return fields
+
+
+def _looks(case: Case) -> Fields:
+    given, fields = case["input"], {}
+    for key in case["expected"]:
+        kind, gamma = _spending(key)
+        looks = sequential.plan_looks(given["looks_seeds_per_arm"], spending=kind, gamma=gamma, alpha=given["alpha"])
+        fields[key] = {
+            "z": [look.z for look in looks],
+            "nominal_two_sided_p": _Within([look.p for look in looks], 1e-4),
+            "cumulative_alpha": _Within([look.spent for look in looks], 1e-9),
+        }
+    return fields
+
+
+def _spending(key: str) -> tuple[sequential.Spending, float]:
+    if key.startswith("hwang_shih_decani_gamma_"):
+        return "hwang-shih-decani", float(key.removeprefix("hwang_shih_decani_gamma_"))
+    return ("obrien-fleming", 0.0) if key.endswith("obf") else ("pocock", 0.0)
+
+
+def _classical(row: Case) -> Fields:
+    pocock = sequential.classical(row["K"], "pocock", alpha=row["alpha"])
+    obf = sequential.classical(row["K"], "obrien-fleming", alpha=row["alpha"])
+    return {
+        "pocock_C": pocock[-1],
+        "pocock_published": pocock[-1],
+        "obrien_fleming_C": obf[-1],
+        "obrien_fleming_published": obf[-1],
+        "obf_z": obf,
+    }
+
+
+def _four_looks(case: Case) -> Fields:
+    """The published tables, for four equally spaced looks."""
+    out: Fields = {}
+    for key in ("obf", "pocock"):
+        out[key] = [look.z for look in sequential.plan_looks([5, 10, 15, 20], spending=_spending(key)[0])]
+    return out
+
+
+def _e_process(case: Case) -> Fields:
+    given = case["input"]
+    path = sequential.e_process(given["a"], given["b"], g=given["prior_var_g"])
+    return {"": [{"n_per_arm": s.runs, "t": _Within(s.t, 1e-8), "e_value": _rel(s.e_value, 1e-9)} for s in path]}
+
+
+def _rel(value: float, share: float) -> _Within:
+    return _Within(value, share * abs(value))
+
+
+def _mixture(row: Case) -> Fields:
+    radius = sequential.mixture_radius(row["n"], rho2=row["rho2"], alpha=row["alpha"])
+    return {"radius_in_sd_units": _rel(radius, 1e-10)}
+
+
+def _bayes(case: Case) -> Fields:
+    given, want = case["input"], case["expected"]
+    d, rope = np.array(given["b"]) - given["a"], given["rope"]
+    test = bayes.correlated_t(d, runs=given["runs"])
+    fields: Fields = {
+        "mean": test.estimate,
+        "var": test.se**2,
+        "df": test.df,
+        "probs_left_rope_right": _rope(verdict.rope(test, rope), rope),
+        "sign_probs_sd": FOREIGN,
+        "signed_rank_probs_sd": FOREIGN,
+    }
+    for key, sampled in (("sign", bayes.bayes_sign), ("signed_rank", bayes.bayes_signed_rank)):
+        own = sampled(d, rope=rope, draws=10 * DRAWS, decimals=None)  # the reference compares unrounded differences
+        # a probability near zero may show no spread in the reference: then a few draws in its 600,000 are allowed
+        limits = [max(4 * sd, 4e-5) for sd in want.get(f"{key}_probs_sd", [])]
+        fields[f"{key}_probs_mean_of_12x50k"] = _Within(_rope(own, rope), limits)
+    return fields
+
+
+def _rope(own: verdict.Rope, rope: float) -> list[float]:
+    return [own.below, own.inside, own.above] if rope > 0 else [own.below, own.above]
+
+
+def _nadeau_bengio(case: Case) -> Fields:
+    given = case["input"]
+    plain = paired.paired_t(given["diffs"])
+    own = bayes.corrected_t(given["diffs"], n_train=given["n_train"], n_test=given["n_test"])
+    return {"t_naive": plain.t, "p_naive": plain.p, "t_corrected": own.t, "p_corrected": own.p, "df": own.df}
+
+
+def _t_e_value(row: Case) -> Fields:
+    value = sequential.t_e_value(row["t"], row["n_a"], row["n_b"], g=row["prior_var_g"])
+    return {"e_value": value, "by_quadrature": value}
+
+
+def _sweep(case: Case) -> Fields:
+    trials = case["expected"]["n"]
+    own = sweep.expected_best(case["input"]["trial_values"], trials)
+    return {
+        "n": trials,
+        "expected_max_with_replacement": own.biased,
+        "sd_of_max_with_replacement": own.biased_sd,
+        "expected_max_without_replacement": own.unbiased,
+    }
+
+
+def _expected_max(row: Case) -> Fields:
+    return {"expected_max_std_normal": _Within(sweep.expected_max(row["k"]), 1e-6)}
+
+
+def _robustness(case: Case) -> Fields:
+    given = case["input"]
+    if "levels" in given:
+        own = robustness.robustness(
+            given["variant_scores"],
+            given["variant_clean"],
+            baseline=given["baseline_scores"],
+            baseline_clean=given["baseline_clean"],
+            levels=given["levels"],
+        )
+        return {
+            "ce": own.ce,
+            "mce": own.mce,
+            "relative_ce": own.relative_ce,
+            "relative_mce": own.relative_mce,
+            "relative_degradation": own.degradation.tolist(),
+            "mean_relative_degradation": float(own.degradation.mean()),
+            "normalised_auc": own.area,
+            "mean_normalised_auc": float(own.area.mean()),
+            "mean_corrupted_score": own.mean_score,
+        }
+    arrays = (given["A_clean"], given["A_corrupt"], given["B_clean"], given["B_corrupt"])
+    differences = robustness.lost_less(*arrays)
+    test, kept = paired.paired_t(differences), robustness.retention(*arrays)
+    return {
+        "did_mean": test.estimate,
+        "did_se": test.se,
+        "t": test.t,
+        "p_two_sided": test.p,
+        "signflip_exact": _flips(paired.sign_flip(differences)),
+        "log_retention_ratio": kept.estimate,
+        "log_retention_ratio_se_delta": kept.se_delta,
+        "log_retention_ratio_se_jackknife": kept.se_jackknife,
+    }
+
+
+def _ranks(case: Case) -> Fields:
+    names, own = case["input"]["columns"], ranks.friedman(case["input"]["scores"])
+    unrounded = ranks.friedman(case["input"]["scores"], decimals=None)  # the reference ranks unrounded differences here
+    mean_ranks = dict(zip(names, own.mean_ranks.tolist(), strict=True))
+    fields: Fields = {
+        "mean_ranks": mean_ranks,
+        "friedman_chi2_tie_corrected": own.chi2,
+        "friedman_p": own.p,
+        "friedman_chi2_no_tie_correction": own.chi2_plain,
+        "iman_davenport_F_from_uncorrected": own.f_plain,
+        "iman_davenport_p_from_uncorrected": own.f_plain_p,
+        "iman_davenport_F_from_corrected": own.f,
+        "iman_davenport_p_from_corrected": own.f_p,
+        "q_alpha_05": _Within(own.q, 1e-3),
+        "nemenyi_critical_difference_05": _Within(own.critical_difference, 1e-3),
+        "nemenyi_p": own.nemenyi.tolist(),
+        "conover_holm_p": own.conover_holm.tolist(),
+        "pairwise_order": [[a, b] for i, a in enumerate(names) for b in names[i + 1 :]],
+        "wilcoxon_p": unrounded.wilcoxon,
+        "wilcoxon_holm_p": unrounded.wilcoxon_holm,
+    }
+    for key, printed in case["expected"].items():
+        if key.startswith("published"):
+            fields[key] = {
+                "mean_ranks": {name: _Within(rank, 5e-4) for name, rank in mean_ranks.items()},
+                "friedman_chi2": _Within(own.chi2_plain, 5e-3),
+                "iman_davenport_F": _Within(own.f_plain, 5e-3),
+                f"q_alpha_05_k{len(names)}": _Within(own.q, 5e-4),
+                "nemenyi_cd": _Within(own.critical_difference, 5e-3),
+                f"bonferroni_dunn_q05_k{len(names)}": FOREIGN,  # compares with one control, which nothing here does
+            }
+        elif key.startswith("autorank"):
+            fields[key] = {
+                "omnibus": printed["omnibus"],
+                "pvalue": own.p,
+                "cd": _Within(own.critical_difference, 1e-3),
+                "mean_ranks": mean_ranks,
+            }
+    return fields
+
+
+def _aso(case: Case) -> Fields:
+    given, want = case["input"], case["expected"]
+    own = order.stochastic_order(given["a"], given["b"], confidence=given["confidence_level"], draws=DRAWS // 5)
+    spread = want.get("deepsig_eps_min_sd", 0.0)
+    return {
+        "violation_ratio_exact_integral": own.violation,
+        "violation_ratio_grid_dt_0_005_deepsig": _Within(own.violation, 0.02),
+        "deepsig_eps_min_mean_of_20_seeds": _Within(own.bound, 4 * spread),
+        "deepsig_eps_min_sd": FOREIGN,
+        "reverse_exact": order.violation_ratio(given["b"], given["a"]),
+    }
+
+
+def _aggregate(case: Case) -> Fields:
+    given, want = case["input"], case["expected"]
+    own = [aggregate.aggregate(given["X"], of, draws=DRAWS) for of in ("mean", "median", "iqm", "optimality_gap")]
+    better = aggregate.improvement(given["X"], given["Y"], draws=DRAWS)
+    spread = {key: want.get(key, []) for key in ("ci95_low_sd", "ci95_high_sd", "poi_ci95_sd")}
+    limits = {key: [4 * sd for sd in listed] for key, listed in spread.items()}
+    return {
+        "order": want.get("order"),
+        "point": _Within([item.estimate for item in own], 1e-12),
+        "ci95_low_mean_of_8": _Within([item.low for item in own], limits["ci95_low_sd"]),
+        "ci95_high_mean_of_8": _Within([item.high for item in own], limits["ci95_high_sd"]),
+        "probability_of_improvement": _Within(better.estimate, 1e-12),
+        "poi_ci95_mean_of_4": _Within([better.low, better.high], limits["poi_ci95_sd"]),
+        "performance_profile": _Within(aggregate.profile(given["X"], given["tau"]), 1e-12),
+        **dict.fromkeys(spread, FOREIGN),
+    }
+
+
+def _betting(case: Case) -> Fields:
+    given = case["input"]
+    own = sequential.bet(given["diff"], alpha=given["alpha"], theta=given["theta"])
+    return {"lambdas_positive": own.bets, "capital": own.capital}
+
+
 TOPICS: Mapping[str, _Topic] = {
     "crossed": _Topic({"cases": _crossed}, rel=1e-8),
     "contrast": _Topic({"cases": _contrast}, rel=1e-9),
@@ -505,6 +800,26 @@ TOPICS: Mapping[str, _Topic] = {
     "clustered": _Topic({"cases": _clustered}, abs=1e-9),
     "equivalence": _Topic({"cases": _equivalence}, abs=1e-9),
     "power": _Topic({"cases": _power, "needed_seeds": _needed, "crossed_mde": _planned}, rel=1e-5),
+    "factorial": _Topic({"cases": _factorial}, abs=1e-8),
+    "sequential": _Topic(
+        {
+            "cases": _looks,
+            "classical": _classical,
+            "e_process": _e_process,
+            "normal_mixture_cs": _mixture,
+            "lan_demets_4_looks_check": _four_looks,
+        },
+        abs=1e-3,
+    ),
+    "bayes": _Topic(
+        {"cases": _bayes, "nadeau_bengio": _nadeau_bengio, "gaussian_prior_t_e_value": _t_e_value}, rel=1e-8
+    ),
+    "sweep": _Topic({"cases": _sweep, "expected_max_of_normals": _expected_max}, abs=1e-9),
+    "robustness": _Topic({"cases": _robustness}, abs=1e-9),
+    "ranks": _Topic({"cases": _ranks}, abs=1e-6),
+    "aso": _Topic({"cases": _aso}, abs=1e-9),
+    "aggregate_rliable": _Topic({"cases": _aggregate}, abs=1e-12),
+    "betting": _Topic({"cases": _betting}, rel=1e-8),
 }
 
 # A file may be renamed; its topic line stays.
@@ -519,4 +834,14 @@ TITLES: Mapping[str, str] = {
     "queries clustered by source video": "clustered",
     "equivalence (two one-sided tests)": "equivalence",
     "power and minimum detectable effect": "power",
+    "full factorial of components: main effects, interactions, leave-one-out, add-one-in, Shapley": "factorial",
+    "sequential addition of seeds": "sequential",
+    "Bayesian comparisons, Nadeau-Bengio correction, t-test e-value (Gaussian effect prior, "
+    "right-Haar nuisance)": "bayes",
+    "sweep reporting: expected best validation score after n trials; optimism of taking a maximum": "sweep",
+    "robustness summaries and paired robustness differences": "robustness",
+    "rank-based comparison of k variants over n blocks (datasets or benchmark cells)": "ranks",
+    "almost stochastic order (violation ratio and its upper bound)": "aso",
+    "aggregate metrics over runs x tasks (rliable)": "aggregate_rliable",
+    "betting e-process for bounded paired differences (predictable plug-in bets)": "betting",
 }
