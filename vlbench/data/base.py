@@ -28,20 +28,34 @@ from vlbench.registry import Scalar
 from vlbench.streams import key
 from vlbench.workspace import Declaration, EncoderTable, FilesTable, Labels, PlantedTable, Workspace
 
+Load = Callable[[list[DataError] | None], tuple[Query, ...]]
+
 ROLES = ("fit", "tune", "report")
 SPLITS = ("train", "val", "test")
 
 
 class Split:
-    """One annotation file, or what stands for it. load: its queries. identify: a digest of its content."""
+    """One annotation file, or what stands for it.
 
-    def __init__(self, name: str, load: Callable[[], tuple[Query, ...]], identify: Callable[[], str]) -> None:
+    load: its queries; given a list, it appends faults of rows to it and leaves those rows out instead of raising.
+    identify: a digest of its content.
+    """
+
+    def __init__(self, name: str, load: Load, identify: Callable[[], str]) -> None:
         self.name, self._load, self._identify = name, load, identify
 
     @cached_property
     def queries(self) -> tuple[Query, ...]:
         """All queries in file order. Raises DataError with file:line for a broken row."""
-        return self._load()
+        return self._load(None)
+
+    def inspect(self) -> tuple[tuple[Query, ...], list[DataError]]:
+        """The queries that can be read, and what is wrong with the others."""
+        faults: list[DataError] = []
+        try:
+            return self._load(faults), faults
+        except DataError as error:  # not a fault of a row: the file itself
+            return (), [error]
 
     @cached_property
     def content(self) -> str:
@@ -409,8 +423,10 @@ def parse_features(text: str, where: str | None = None) -> Features:
     return Features(video=parts[0], text=parts[1])
 
 
-def _load(path: Path, clip_s: float, pattern: str, domain: str | None) -> tuple[Query, ...]:
-    queries = read_annotations(path, clip_s=clip_s, source_pattern=pattern)
+def _load(
+    path: Path, clip_s: float, pattern: str, domain: str | None, faults: list[DataError] | None
+) -> tuple[Query, ...]:
+    queries = read_annotations(path, clip_s=clip_s, source_pattern=pattern, problems=faults)
     return queries if domain is None else tuple(query for query in queries if query.domain == domain)
 
 

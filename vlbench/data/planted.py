@@ -39,6 +39,7 @@ from vlbench.data.base import Dataset, Split
 from vlbench.data.features import Problem, Rows
 from vlbench.data.predictions import WindowRule
 from vlbench.data.types import Query
+from vlbench.errors import DataError
 from vlbench.streams import stream
 
 VERSION = 1  # raised whenever the same recipe gives other data
@@ -129,7 +130,7 @@ def planted(name: str, recipe: Recipe) -> Dataset:
     sizes = {"train": recipe.train, "val": recipe.val, "test": recipe.test}
     return Dataset(
         name,
-        splits=[Split(split, partial(world.queries, split), world.identity) for split, size in sizes.items() if size],
+        splits=[Split(split, partial(world.load, split), world.identity) for split, size in sizes.items() if size],
         video=[Shown(encoder, world) for encoder in VIDEO],
         text=[Spoken(encoder, world) for encoder in TEXT],
         clip_s=CLIP_S,
@@ -234,6 +235,10 @@ class World:
         """A digest of all that decides the data."""
         recipe = {key: list(v) if isinstance(v, tuple) else v for key, v in asdict(self.recipe).items()}
         return digest(["planted", VERSION, {**recipe, "difficulty": float(self.recipe.difficulty)}])
+
+    def load(self, split: str, faults: list[DataError] | None) -> tuple[Query, ...]:
+        """The queries of a split; there are no faults to report."""
+        return self.queries(split)
 
     def queries(self, split: str) -> tuple[Query, ...]:
         """The queries of a split; their scenes and sentences are kept."""
@@ -498,16 +503,15 @@ class Shown(_Planted):
         rng = stream(recipe.seed, "planted", "rows", self.name, query.vid)
         width = recipe.widths[self.name]
         rows = rng.normal(size=(len(scene.thing), width)) / np.sqrt(width)
-        if self.name == "noise":
-            return rows.astype(np.float16)
         strength = np.maximum(0.2, 1 + recipe.rhythm * scene.clarity)[:, None]
-        rows *= recipe.between(recipe.noise)
+        if self.name != "noise":
+            rows *= recipe.between(recipe.noise)
         if self.name == "slowfast":
             rows += strength * world.action_in_slowfast[scene.action]
         elif self.name == "clip":
             rows += strength * world.clip_words["thing"][scene.thing]
             rows += recipe.place * world.clip_words["place"][scene.place]
-        else:
+        elif self.name == "blip2":
             rows += strength * world.conjunction[scene.thing, scene.action]
         shown: Rows = rows.astype(np.float16)
         return shown

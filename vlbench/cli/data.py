@@ -1,0 +1,97 @@
+"""``vlbench data``: look at datasets before anything is trained on them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+@click.group()
+def data() -> None:
+    """List, check and export datasets."""
+
+
+@data.command(
+    "list",
+    epilog="""\b
+Examples:
+  vlbench data list
+""",
+)
+def list_() -> None:
+    """List the datasets of this workspace: declared ones with their file and line, and built-in ones."""
+    from vlbench import catalog
+    from vlbench.workspace import find
+
+    declared = find().declarations
+    rows = [(name, f"declared at {declaration.where()}") for name, declaration in declared.items()]
+    rows += [(entry.name, entry.summary) for entry in catalog.datasets.entries()]
+    width = max(len(name) for name, _ in rows)
+    for name, summary in rows:
+        click.echo(f"{name:<{width}}  {summary}".rstrip())
+
+
+@data.command(
+    epilog="""\b
+Examples:
+  vlbench data check planted-quick
+  vlbench data check planted-quick --features slowfast+clip/clip
+"""
+)
+@click.argument("name")
+@click.option("--features", metavar="VIDEO/TEXT", help="Look at these encoders only, such as slowfast+clip/clip.")
+def check(name: str, features: str | None) -> int:
+    """Read all annotations and feature files of a dataset and report everything that is wrong.
+
+    Each kind of fault is one line with how often it was found and its first examples. Exit status 2 if training could
+    not work, 0 if it could, even with warnings.
+    """
+    from vlbench.data import check as checks
+    from vlbench.data.base import ROLES, open_dataset, parse_features
+    from vlbench.workspace import find
+
+    dataset = open_dataset(name, find())
+    findings = checks.check(dataset, None if features is None else parse_features(features, "--features"))
+    for finding in sorted(findings, key=lambda finding: finding.severity):
+        click.echo(str(finding))
+    errors = sum(finding.severity == "error" for finding in findings)
+    warnings = len(findings) - errors
+    if errors:
+        click.echo(f"{name}: {_kinds(errors, 'error')}, {_kinds(warnings, 'warning')}; training could not work")
+        return 2
+    for role in ROLES:
+        queries = dataset.queries(role)
+        sources = len({query.source_video for query in queries})
+        click.echo(f"{dataset.split_rule(role)}: {len(queries)} queries on {sources} source videos")
+    click.echo(f"tasks: {', '.join(sorted(dataset.tasks))}")
+    click.echo(f"{name}: no errors, {_kinds(warnings, 'warning')}")
+    return 0
+
+
+def _kinds(count: int, noun: str) -> str:
+    return f"{count or 'no'} kind{'' if count == 1 else 's'} of {noun}"
+
+
+@data.command(
+    epilog="""\b
+Examples:
+  vlbench data export planted-quick exported
+"""
+)
+@click.argument("name")
+@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path, file_okay=False))
+@click.option("--as", "as_", metavar="NAME", help="The dataset's name in the declaration. [default: NAME-files]")
+def export(name: str, folder: Path, as_: str | None) -> None:
+    """Write a dataset to disk in the field's layout: annotations, npz files per encoder, and a vlbench.toml.
+
+    The folder is then a workspace of its own; copy the declaration to use the files elsewhere.
+    """
+    from vlbench.data.base import open_dataset
+    from vlbench.data.export import export as write
+    from vlbench.workspace import find
+
+    chosen = as_ or f"{name}-files"
+    for path in write(open_dataset(name, find()), folder, chosen):
+        click.echo(str(path))
+    click.echo(f'declared as "{chosen}"; try: cd {folder} && vlbench data check {chosen}')
