@@ -18,7 +18,7 @@ from vlbench.report import words
 from vlbench.report.frame import ArmFrame, Floats, Frame, title_of
 from vlbench.runs.cells import CHECKPOINTS
 from vlbench.stats.correct import bh, holm
-from vlbench.stats.design import PHRASES, Contrast, contrast, difference, effects
+from vlbench.stats.design import Contrast, contrast, difference, effects
 from vlbench.stats.verdict import Verdict, verdict
 
 LEVEL = 0.95
@@ -315,8 +315,9 @@ def _answer(comparison: Comparison, arm: str) -> str:
     for row in rows:
         by_word.setdefault(_word(row), []).append(row)
     parts = [
-        f"{_claim(comparison, word)}: " + ", ".join(_evidence(row, with_size=not common) for row in group)
-        for word, group in by_word.items()
+        f"{_claim(comparison, word, first=not number)}: "
+        + ", ".join(_evidence(row, with_size=not common) for row in group)
+        for number, (word, group) in enumerate(by_word.items())
     ]
     text = "; ".join(parts) + (f"; {next(iter(sizes))}" if common else "")
     if len(comparison.arms) > 1:
@@ -331,9 +332,16 @@ def _word(row: Row) -> str:
     return "constant" if row.contrast.constant else row.verdict.word
 
 
-def _claim(comparison: Comparison, word: str) -> str:
+def _claim(comparison: Comparison, word: str, *, first: bool) -> str:
     name, margin = comparison.frame.component, f"±{comparison.frame.margin:g} points"
-    if comparison.one_seed:
+    if not first:
+        claims = {
+            "helps": "helps",
+            "hurts": "hurts",
+            "equivalent": f"equivalent within {margin}",
+            "unresolved": "unresolved",
+        }
+    elif comparison.one_seed:
         claims = {
             "helps": f"the checkpoint with {name} is better",
             "hurts": f"the checkpoint with {name} is worse",
@@ -366,8 +374,3 @@ def _evidence(row: Row, *, with_size: bool) -> str:
 
 def _size(row: Row) -> str:
     return f"{words.counted(row.seeds, 'seed')}, {words.counted(row.queries, 'query')}"
-
-
-def population(comparison: Comparison) -> str:
-    """What the verdicts speak about, in words."""
-    return PHRASES[comparison.estimand]

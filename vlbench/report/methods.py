@@ -52,6 +52,11 @@ def cautions(comparison: Comparison) -> list[str]:
     return found
 
 
+def population(comparison: Comparison) -> str:
+    """What the verdicts speak about."""
+    return PHRASES[comparison.estimand]
+
+
 def notes(comparison: Comparison) -> list[str]:
     """The plan's notes, and what the scoring of the runs warned of."""
     seen: dict[str, list[str]] = {}

@@ -99,7 +99,7 @@ def listed(names: Sequence[str], last: str = "and") -> str:
 
 def plain(text: str) -> str:
     """The text with ASCII signs, for formats that are read by machines and narrow terminals."""
-    return text.translate(str.maketrans(_PLAIN))
+    return text.replace(" · ", ", ").translate(str.maketrans(_PLAIN))
 
 
 def _minus(text: str) -> str:

@@ -1,0 +1,391 @@
+"""Figures: the difference plot and the learning curves, as SVG, PNG and the numbers they show.
+
+A figure is one panel per primary metric, so that panels stand side by side on a wide page and below each other on a
+narrow one. Nothing global changes: matplotlib's settings hold inside a block, no window system is touched, and the same
+numbers give the same bytes. Colours are those of Okabe and Ito (2008), told apart by most people with a colour vision
+deficiency; line styles and words repeat them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import math
+import re
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, cast
+
+from vlbench.report import words
+from vlbench.report.compare import Comparison, Row
+from vlbench.report.frame import ArmFrame, Run, title_of
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+INK, MUTED, RULE, BAND = "#1b1f24", "#5b6570", "#cfd5db", "#e7ebef"  # the page replaces them by its own
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")  # Okabe-Ito; the baseline is ink
+DASHES = ("-", "--", "-.", ":")
+LABEL_LETTERS = 30
+PANEL_WIDTH = 3.7  # inches: natural size on a narrow phone
+
+STYLE = {
+    "axes.edgecolor": MUTED,
+    "axes.grid": False,
+    "axes.labelcolor": INK,
+    "axes.labelsize": 8.5,
+    "axes.linewidth": 0.8,
+    "axes.spines.left": False,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlelocation": "left",
+    "axes.titlesize": 9.5,
+    "axes.titleweight": "bold",
+    "figure.dpi": 100,
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans"],  # comes with matplotlib: the same everywhere
+    "font.size": 8.5,
+    "legend.fontsize": 8,
+    "legend.frameon": False,
+    "savefig.dpi": 200,
+    "svg.fonttype": "none",  # text stays text: it can be searched, read aloud and edited
+    "svg.hashsalt": "vlbench",
+    "text.color": INK,
+    "text.parse_math": False,  # an arm's name is text, with dollar signs or without
+    "xtick.color": MUTED,
+    "xtick.labelcolor": INK,
+    "xtick.labelsize": 8,
+    "ytick.color": MUTED,
+    "ytick.labelcolor": INK,
+    "ytick.labelsize": 8,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Panel:
+    """One part of a figure. ``alt``: what it shows, in a sentence with the numbers. size: inches."""
+
+    key: str
+    alt: str
+    size: tuple[float, float]
+    draw: Callable[[Axes], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Plot:
+    """A figure: panels, a caption, and the rows of its CSV."""
+
+    name: str
+    caption: str
+    panels: tuple[Panel, ...]
+    rows: tuple[dict[str, Any], ...]
+
+
+def plots(comparison: Comparison) -> list[Plot]:
+    """Every figure of a study's report; without learning curves where no events were kept."""
+    found = [differences(comparison)]
+    curves = learning_curves(comparison)
+    return [*found, curves] if curves is not None else found
+
+
+# --- the difference plot ----------------------------------------------------------------------------------------------
+
+
+def differences(comparison: Comparison) -> Plot:
+    """Per primary metric: every arm's difference with its interval, the runs' own differences, and the margin."""
+    frame = comparison.frame
+    panels = []
+    for metric in comparison.metrics:
+        rows = [row for row in comparison.rows if row.metric == metric]
+        said = [
+            f"{row.arm} {words.signed(row.points)} points, interval {words.interval(row.low, row.high)}, {_word(row)}"
+            for row in rows
+        ]
+        size = (PANEL_WIDTH, 1.15 + 0.52 * len(rows))
+        panels.append(
+            Panel(
+                f"differences-{metric}",
+                f"Differences on {title_of(metric)}: {'; '.join(said)}.",
+                size,
+                partial(_forest, comparison=comparison, metric=metric),
+            )
+        )
+    sign = "arm minus baseline" if frame.adds else "baseline minus arm"
+    caption = (
+        f"Differences ({sign}, points, {comparison.checkpoint} checkpoint): above zero speaks for {frame.component}. "
+        "Bar: 95% interval. Small rings: the runs that carry one seed number. "
+        f"Band: the margin of ±{frame.margin:g} points."
+    )
+    table = [
+        {
+            "arm": row.arm,
+            "metric": row.metric,
+            "plus": row.plus,
+            "minus": row.minus,
+            "mark": mark,
+            "seed": seed,
+            "points": value,
+            "low": low,
+            "high": high,
+        }
+        for row in comparison.rows
+        for mark, seed, value, low, high in [
+            ("difference", None, row.points, row.low, row.high),
+            *(("seed", s, v, None, None) for s, v in zip(frame.seeds, row.by_seed, strict=True)),
+        ]
+    ]
+    return Plot("differences", caption, tuple(panels), tuple(table))
+
+
+def _short(name: str) -> str:
+    """What fits into a panel; the tables and the text for screen readers have the whole name."""
+    return name if len(name) <= LABEL_LETTERS else name[: LABEL_LETTERS - 1] + "…"
+
+
+def _word(row: Row) -> str:
+    return "" if row.verdict is None else row.verdict.word
+
+
+def _forest(axes: Axes, comparison: Comparison, metric: str) -> None:
+    rows = [row for row in comparison.rows if row.metric == metric]
+    margin = comparison.frame.margin
+    for place, row in enumerate(rows):
+        y = -float(place)
+        axes.fill_between([-margin, margin], y - 0.34, y + 0.16, color=BAND, lw=0, zorder=0)
+        axes.plot([0, 0], [y - 0.34, y + 0.16], color=INK, lw=0.9, zorder=1)  # not through the names
+        colour = _colour(comparison, row.arm)
+        axes.plot([row.low, row.high], [y, y], color=colour, lw=2.4, solid_capstyle="butt", zorder=3)
+        axes.plot(
+            row.by_seed, [y - 0.2] * len(row.by_seed), "o", ms=3.2, mfc="none", mec=colour, mew=0.8, ls="none", zorder=4
+        )
+        axes.plot([row.points], [y], "D" if row.survives else "o", ms=6, color=colour, zorder=5)
+        axes.text(
+            0, y + 0.2, _short(row.arm), transform=axes.get_yaxis_transform(), ha="left", va="bottom", fontsize=8.5
+        )
+        axes.text(
+            1,
+            y + 0.2,
+            f"{words.signed(row.points)}  {_word(row)}",
+            transform=axes.get_yaxis_transform(),
+            ha="right",
+            va="bottom",
+            fontsize=8.5,
+            fontweight="bold" if row.survives else "normal",
+        )
+    axes.set_ylim(-len(rows) + 0.55, 0.62)
+    axes.set_yticks([])
+    values = [0.0, -margin, margin, *(x for row in rows for x in (row.low, row.high, *row.by_seed))]
+    pad = 0.06 * (max(values) - min(values))
+    axes.set_xlim(min(values) - pad, max(values) + pad)
+    sign = "arm − baseline" if comparison.frame.adds else "baseline − arm"
+    axes.set_xlabel(f"{sign}, points")
+    axes.set_title(title_of(metric))
+
+
+# --- learning curves --------------------------------------------------------------------------------------------------
+
+
+def learning_curves(comparison: Comparison) -> Plot | None:
+    """Per primary metric: the tune split's score by epoch, a thin line per run, bold the mean; and the total loss."""
+    frame = comparison.frame
+    arms = frame.arms
+    height = 2.35 + 0.17 * len(arms)
+    scored = [m for m in comparison.metrics if any(m in run.curve.tune for arm in arms for run in arm.runs)]
+    panels = [
+        Panel(
+            f"curves-{metric}",
+            f"Learning curves of {title_of(metric)} on the tune split, ending at: {_endings(arms, metric)}.",
+            (PANEL_WIDTH, height),
+            partial(_curves, comparison=comparison, metric=metric),
+        )
+        for metric in scored
+    ]
+    if any("total" in run.curve.losses for arm in arms for run in arm.runs):
+        panels.append(
+            Panel(
+                "curves-loss",
+                "Training loss by epoch, one line per run.",
+                (PANEL_WIDTH, height),
+                partial(_curves, comparison=comparison, metric=None),
+            )
+        )
+    if not panels:
+        return None
+    caption = (
+        "Learning curves. Thin: one run. Bold: the mean over seeds. Rings: the epoch whose weights were selected. "
+        "The score is that of the tune split, in points; the reported queries are not looked at while training."
+    )
+    return Plot("curves", caption, tuple(panels), tuple(_curve_rows(comparison)))
+
+
+def _series(run: Run, metric: str | None) -> tuple[Sequence[int], Sequence[float]]:
+    """Epochs and tune scores of a metric, or the total loss for None."""
+    if metric is None:
+        return run.curve.epochs, run.curve.losses.get("total", ())
+    return run.curve.tuned, run.curve.tune.get(metric, ())
+
+
+def _curves(axes: Axes, comparison: Comparison, metric: str | None) -> None:
+    from matplotlib.lines import Line2D
+    from matplotlib.ticker import MaxNLocator
+
+    axes.grid(axis="y", color=RULE, lw=0.6)
+    axes.set_axisbelow(True)
+    handles, labels = [], []
+    for arm in comparison.frame.arms:
+        colour, dash = _colour(comparison, arm.name), _dash(comparison, arm.name)
+        by_epoch: dict[int, list[float]] = {}
+        for run in arm.runs:
+            epochs, values = _series(run, metric)
+            if not values:
+                continue
+            axes.plot(epochs, values, color=colour, lw=0.8, alpha=0.45, marker="." if len(values) == 1 else None)
+            for epoch, value in zip(epochs, values, strict=True):
+                by_epoch.setdefault(epoch, []).append(value)
+                if metric is not None and epoch == run.curve.selected:
+                    axes.plot([epoch], [value], "o", ms=5, mfc="none", mec=colour, mew=1.2, zorder=5)
+        shared = [epoch for epoch in sorted(by_epoch) if len(by_epoch[epoch]) == len(arm.runs)]
+        means = [math.fsum(by_epoch[epoch]) / len(by_epoch[epoch]) for epoch in shared]
+        axes.plot(shared, means, color=colour, lw=2, ls=dash, zorder=4)
+        handles.append(Line2D([], [], color=colour, lw=2, ls=dash))
+        labels.append(_short(f" {arm.name}" if arm.name.startswith("_") else arm.name))  # matplotlib hides these
+    axes.set_title("Training loss, total" if metric is None else f"{title_of(metric)}, tune split")
+    axes.set_xlabel("epoch")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
+    axes.tick_params(axis="y", length=0)
+    axes.legend(handles, labels, loc="upper left", bbox_to_anchor=(-0.02, -0.26), borderaxespad=0, handlelength=2.6)
+
+
+def _endings(arms: Sequence[ArmFrame], metric: str) -> str:
+    said = []
+    for arm in arms:
+        last = [run.curve.tune[metric][-1] for run in arm.runs if run.curve.tune.get(metric)]
+        if last:
+            said.append(f"{arm.name} {words.points(math.fsum(last) / len(last))}")
+    return "; ".join(said)
+
+
+def _curve_rows(comparison: Comparison) -> Iterator[dict[str, Any]]:
+    for arm in comparison.frame.arms:
+        for run in arm.runs:
+            curve = run.curve
+            series = [(f"tune/{name}", curve.tuned, values) for name, values in curve.tune.items()]
+            series += [(f"loss/{name}", curve.epochs, values) for name, values in curve.losses.items()]
+            for name, epochs, values in series:
+                for epoch, value in zip(epochs, values, strict=True):
+                    yield {
+                        "arm": arm.name,
+                        "seed": run.seed,
+                        "series": name,
+                        "epoch": epoch,
+                        "value": value if math.isfinite(value) else None,
+                        "selected": epoch == curve.selected,
+                    }
+
+
+def _number(comparison: Comparison, arm: str) -> int:
+    return [entry.name for entry in comparison.frame.arms].index(arm)
+
+
+def _colour(comparison: Comparison, arm: str) -> str:
+    number = _number(comparison, arm)
+    return COLOURS[(number - 1) % len(COLOURS)] if number else INK
+
+
+def _dash(comparison: Comparison, arm: str) -> str:
+    return DASHES[_number(comparison, arm) % len(DASHES)]
+
+
+# --- rendering --------------------------------------------------------------------------------------------------------
+
+
+def to_svg(plot: Plot) -> str:
+    """All panels in one file, on white."""
+    with _settings():
+        return _saved(_figure(plot.panels), "svg", facecolor="white").decode("utf-8")
+
+
+def to_png(plot: Plot) -> bytes:
+    """All panels in one file, on white, 200 dots per inch."""
+    with _settings():
+        return _saved(_figure(plot.panels), "png", facecolor="white")
+
+
+def to_csv(plot: Plot) -> str:
+    """The numbers that the figure shows, unrounded."""
+    stream = io.StringIO()
+    writer = csv.DictWriter(stream, fieldnames=list(plot.rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({key: "" if value is None else value for key, value in row.items()} for row in plot.rows)
+    return stream.getvalue()
+
+
+def inline(panel: Panel) -> str:
+    """One panel as an SVG element: the page's own colours and font, no background, with a name for screen readers."""
+    with _settings():
+        text = _saved(_figure([panel]), "svg", transparent=True).decode("utf-8")
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = re.sub(r"<!--.*?-->", "", text, flags=re.DOTALL)
+    text = re.sub(r"<style.*?</style>", "", text, flags=re.DOTALL)  # its rules would reach the whole page
+    prefix = re.sub(r"[^a-z0-9]+", "-", panel.key.lower())
+    text = re.sub(r'\bid="([^"]+)"', rf'id="{prefix}-\1"', text)
+    text = re.sub(r'(href="#|url\(#)', rf"\1{prefix}-", text)
+    text = re.sub(r"font-family: [^;\"]+", "font-family: inherit", text)
+    text = re.sub(r"(font: (?:[a-z]+ )*(?:\d+ )?[0-9.]+px) [^;\"]+", r"\1 system-ui, sans-serif", text)
+    for colour, own in ((INK, "currentColor"), (MUTED, "var(--muted)"), (RULE, "var(--rule)"), (BAND, "var(--band)")):
+        text = text.replace(colour, own)
+    head = re.match(r"<svg[^>]*>", text)
+    assert head is not None
+    box = re.search(r'viewBox="([^"]+)"', head.group())
+    assert box is not None
+    width = float(box.group(1).split()[2]) / 72 * 96
+    opened = (
+        f'<svg xmlns:xlink="http://www.w3.org/1999/xlink" viewBox="{box.group(1)}" role="img" '
+        f'aria-labelledby="{prefix}-alt" style="width:100%;max-width:{1.35 * width:.0f}px">'
+        f'<title id="{prefix}-alt">{_escaped(panel.alt)}</title>'
+    )
+    return opened + text[head.end() :].strip()
+
+
+@contextlib.contextmanager
+def _settings() -> Iterator[None]:
+    """Matplotlib's defaults and this style, whatever the user's own settings are; restored afterwards."""
+    import matplotlib
+
+    with matplotlib.rc_context(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")  # a name in a script the font lacks
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(cast(Any, STYLE))
+        yield
+
+
+def _figure(panels: Sequence[Panel]) -> Figure:
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    width, height = sum(panel.size[0] for panel in panels), max(panel.size[1] for panel in panels)
+    figure = Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(wspace=0.06))
+    grid = figure.add_gridspec(1, len(panels), width_ratios=[panel.size[0] for panel in panels])
+    for number, panel in enumerate(panels):
+        panel.draw(figure.add_subplot(grid[0, number]))
+    return figure
+
+
+def _saved(figure: Figure, kind: str, **options: Any) -> bytes:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    FigureCanvasAgg(figure)
+    stream = io.BytesIO()
+    # no date and no version of the writer: the same numbers give the same bytes
+    metadata = {"Date": None, "Creator": None} if kind == "svg" else {"Software": None}
+    figure.savefig(stream, format=kind, metadata=metadata, **options)
+    return stream.getvalue()
+
+
+def _escaped(text: str) -> str:
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")

@@ -1,0 +1,392 @@
+"""The comparison as text: Markdown to paste, CSV and JSON to compute with, LaTeX for a paper.
+
+Markdown and LaTeX print what the page prints, rounded; CSV and JSON hold unrounded numbers in points. Every format
+lists what is missing.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from vlbench.report import words
+from vlbench.report.compare import ALPHA, LEVEL, Comparison, Mean, Row
+from vlbench.report.frame import title_of
+from vlbench.report.methods import cautions, methods, notes, population
+from vlbench.report.tables import (
+    Cell,
+    Table,
+    arms_table,
+    checkpoints_table,
+    errors_table,
+    exploratory_table,
+    holes_table,
+    metric_table,
+    provenance_table,
+)
+
+RESULTS_FORMAT = 1  # of results.json, raised when a key changes its meaning
+
+
+# --- Markdown ---------------------------------------------------------------------------------------------------------
+
+
+def to_markdown(comparison: Comparison) -> str:
+    """The whole report, plain enough to read unrendered."""
+    frame = comparison.frame
+    parts = [f"# {_md(frame.question)}", f"Study `{frame.study}`."]
+    parts += [f"**{_md(sentence)}**" for sentence in comparison.answers.values()]
+    parts += [f"> {_md(caution)}" for caution in cautions(comparison)]
+    parts += ["## The plan", _md_table(arms_table(comparison))]
+    for metric in comparison.metrics:
+        parts += [f"## {_md(title_of(metric))}", _md_table(metric_table(comparison, metric))]
+    parts += ["## Uncertainty and effect sizes", _md_table(errors_table(comparison))]
+    parts += ["## Selected and last checkpoint", _md_table(checkpoints_table(comparison))]
+    if comparison.exploratory:
+        parts += ["## Exploratory metrics", _md_table(exploratory_table(comparison))]
+    parts += ["## How it was measured", "\n".join(f"- **{_md(a)}.** {_md(b)}" for a, b in methods(comparison))]
+    if found := notes(comparison):
+        parts += ["## Notes", "\n".join(f"- {_md(note)}" for note in found)]
+    if frame.holes:
+        parts += ["## Missing", _md_table(holes_table(comparison))]
+    parts += ["## Provenance", _md_table(provenance_table(comparison))]
+    return "\n\n".join(parts) + "\n"
+
+
+def _md_table(table: Table) -> str:
+    head = "| " + " | ".join(_md(column.title) for column in table.columns) + " |"
+    rule = "|" + "|".join("---:" if column.numeric else "---" for column in table.columns) + "|"
+    rows = ["| " + " | ".join(_md_cell(cell) for cell in row) + " |" for row in table.rows]
+    return "\n".join([_md(table.caption), "", head, rule, *rows])
+
+
+def _md_cell(cell: Cell) -> str:
+    text = _md(cell.text)
+    return f"**{text}**" if cell.strong else text
+
+
+def _md(text: str) -> str:
+    """Names are text, never markup."""
+    return re.sub(r"([\\`*_\[\]<|])", r"\\\1", " ".join(words.plain(text).split()))
+
+
+# --- CSV and JSON -----------------------------------------------------------------------------------------------------
+
+
+def to_csv(comparison: Comparison) -> str:
+    """One line per checkpoint, arm and metric; unrounded points; empty where a number does not exist."""
+    lines = records(comparison)
+    stream = io.StringIO()
+    writer = csv.DictWriter(stream, fieldnames=list(lines[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({key: "" if value is None else value for key, value in line.items()} for line in lines)
+    return stream.getvalue()
+
+
+def records(comparison: Comparison) -> list[dict[str, Any]]:
+    """The lines of the CSV: the baseline's means, and every other arm's means and difference."""
+    frame = comparison.frame
+    missing = "; ".join(str(hole) for hole in frame.holes)
+    lines = []
+    for one in _checkpoints(comparison):
+        rows = {(row.arm, row.metric): row for row in (*one.rows, *one.exploratory)}
+        for (arm, metric), mean in one.means.items():
+            entry = next(found for found in frame.arms if found.name == arm)
+            line: dict[str, Any] = {
+                "study": frame.study,
+                "dataset": frame.dataset,
+                "split": frame.split,
+                "checkpoint": one.checkpoint,
+                "arm": arm,
+                "metric": metric,
+                "kind": "primary" if metric in one.metrics else "exploratory",
+                "parameters": entry.parameters,
+                "training_seconds": entry.seconds,
+                **_mean_json(mean),
+                **_row_json(rows.get((arm, metric))),
+                "missing": missing,
+            }
+            lines.append(line)
+    return lines
+
+
+def to_json(comparison: Comparison) -> str:
+    """Everything as one object with unrounded numbers in points."""
+    return json.dumps(as_json(comparison), indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def as_json(comparison: Comparison) -> dict[str, Any]:
+    """What ``to_json`` writes."""
+    frame = comparison.frame
+    return {
+        "format": RESULTS_FORMAT,
+        "study": frame.study,
+        "kind": frame.kind,
+        "question": frame.question,
+        "component": frame.component,
+        "adds": frame.adds,
+        "answer": comparison.answer,
+        "answers": dict(comparison.answers),
+        "unit": "points",
+        "dataset": frame.dataset,
+        "split": frame.split,
+        "queries": len(frame.queries),
+        "source_videos": None if frame.clusters is None else len(set(frame.clusters)),
+        "seeds": list(frame.seeds),
+        "seeds_planned": list(frame.planned),
+        "primary": list(frame.primary),
+        "family": len(comparison.rows),
+        "correction": {"primary": "holm", "exploratory": "benjamini-hochberg"},
+        "alpha": ALPHA,
+        "level": LEVEL,
+        "margin": frame.margin,
+        "estimand": comparison.estimand,
+        "population": population(comparison),
+        "selection": frame.selection,
+        "arms": [
+            {
+                "name": arm.name,
+                "variant": arm.variant,
+                "features": arm.features,
+                "edits": list(arm.edits),
+                "parameters": arm.parameters,
+                "training_seconds": arm.seconds,
+                "seeds": len(arm.runs),
+            }
+            for arm in frame.arms
+        ],
+        "checkpoints": {
+            one.checkpoint: {
+                "primary": [_named_row(row) for row in one.rows],
+                "exploratory": [_named_row(row) for row in one.exploratory],
+                "means": [{"arm": mean.arm, "metric": mean.metric, **_mean_json(mean)} for mean in one.means.values()],
+            }
+            for one in _checkpoints(comparison)
+        },
+        "verdict_checkpoint": comparison.checkpoint,
+        "reported": [
+            {"arm": x.arm, "metric": x.metric, "value": x.value, "split": x.split, "source": x.source}
+            for x in comparison.published
+        ],
+        "unavailable": dict(comparison.unavailable),
+        "cautions": cautions(comparison),
+        "notes": notes(comparison),
+        "missing": [
+            {
+                "arm": hole.arm,
+                "seed": hole.seed,
+                "fit": hole.fit,
+                "score": hole.score,
+                "state": str(hole.status),
+                "cause": hole.cause,
+            }
+            for hole in frame.holes
+        ],
+        "left_out": list(frame.left_out),
+    }
+
+
+def _checkpoints(comparison: Comparison) -> list[Comparison]:
+    return [comparison] if comparison.other is None else [comparison, comparison.other]
+
+
+def _mean_json(mean: Mean) -> dict[str, Any]:
+    return {
+        "seeds": mean.seeds,
+        "queries": mean.queries,
+        "mean": mean.points,
+        "mean_low": mean.low,
+        "mean_high": mean.high,
+        "seed_sd": mean.sd_seeds,
+    }
+
+
+def _named_row(row: Row) -> dict[str, Any]:
+    by_seed = list(row.by_seed)
+    return {"arm": row.arm, "metric": row.metric, "title": row.title, **_row_json(row), "by_seed": by_seed}
+
+
+def _row_json(row: Row | None) -> dict[str, Any]:
+    """A difference as flat numbers; the same keys with None for the baseline, which has no difference."""
+    found: dict[str, Any] = dict.fromkeys(
+        (
+            "plus",
+            "minus",
+            "difference",
+            "low",
+            "high",
+            "estimand",
+            "se",
+            "df",
+            "p",
+            "p_adjusted",
+            "correction",
+            "verdict",
+            "negligible",
+            "mde",
+            "seeds_needed",
+            "se_general",
+            "se_benchmark",
+            "se_checkpoint",
+            "clusters",
+            "wins",
+            "ties",
+            "losses",
+            "relative",
+            "d_z",
+            "hedges_g",
+            "improvement",
+        )
+    )
+    if row is None:
+        return found
+    found |= {
+        "plus": row.plus,
+        "minus": row.minus,
+        "difference": row.points,
+        "low": row.low,
+        "high": row.high,
+        "estimand": row.contrast.estimand,
+        "se": 100 * row.contrast.se,
+        "df": _finite(row.contrast.df),
+        "p": _finite(row.p),
+        "p_adjusted": row.p_adjusted,
+        "correction": "holm" if row.kind == "primary" else "benjamini-hochberg",
+        "clusters": row.contrast.clusters,
+        "wins": row.wins,
+        "ties": row.ties,
+        "losses": row.losses,
+        "relative": row.relative,
+        "d_z": row.d_z,
+        "hedges_g": row.hedges_g,
+        "improvement": row.improvement,
+        **{f"se_{name}": se for name, se in row.standard_errors.items()},
+    }
+    if row.verdict is not None:
+        found |= {
+            "verdict": row.verdict.word,
+            "negligible": row.verdict.negligible,
+            "mde": row.verdict.mde,
+            "seeds_needed": row.verdict.seeds_needed,
+        }
+    return found
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+# --- LaTeX ------------------------------------------------------------------------------------------------------------
+
+
+def to_latex(comparison: Comparison) -> str:
+    """One booktabs table: every arm, and for every primary metric its mean, difference, interval and adjusted p."""
+    frame = comparison.frame
+    published = {(x.arm, x.metric): x for x in comparison.published}
+    groups = [
+        (metric, ["Mean", "$\\Delta$", "95\\% interval", "$p$"] + (["Rep."] if _has(comparison, metric) else []))
+        for metric in comparison.metrics
+    ]
+    heads = [f"\\multicolumn{{{len(columns)}}}{{c}}{{{_tex(title_of(metric))}}}" for metric, columns in groups]
+    rules, start = [], 4
+    for _, columns in groups:
+        rules.append(f"\\cmidrule(lr){{{start}-{start + len(columns) - 1}}}")
+        start += len(columns)
+    lines = [
+        "% needs \\usepackage{booktabs}",
+        "\\begin{table}",
+        "\\centering",
+        f"\\caption{{{_caption(comparison)}}}",
+        f"\\label{{tab:{re.sub('[^a-zA-Z0-9]+', '-', frame.study).strip('-')}}}",
+        f"\\begin{{tabular}}{{lrr{''.join('r' * len(columns) for _, columns in groups)}}}",
+        "\\toprule",
+        " & ".join(["", "", "", *heads]) + " \\\\",
+        " ".join(rules),
+        " & ".join(["Arm", "Params", "Seeds", *(title for _, columns in groups for title in columns)]) + " \\\\",
+        "\\midrule",
+    ]
+    for arm in frame.arms:
+        cells = [_tex(arm.name), _tex(words.count(arm.parameters)), str(len(arm.runs))]
+        for metric, columns in groups:
+            cells.append(_tex(words.points(comparison.means[arm.name, metric].points)))
+            cells += ["", "", ""] if arm is frame.baseline else _tex_row(comparison.row(arm.name, metric))
+            if len(columns) > 4:
+                known = published.get((arm.name, metric))
+                cells.append("" if known is None else _tex(words.points(known.value)))
+        lines.append(" & ".join(cells) + " \\\\")
+    lines += ["\\bottomrule", "\\end{tabular}", "\\end{table}"]
+    return "\n".join(lines) + "\n"
+
+
+def _tex_row(row: Row) -> list[str]:
+    difference = _tex(words.signed(row.points))
+    between = "--" if row.contrast.constant else f"[{_tex(words.signed(row.low))}, {_tex(words.signed(row.high))}]"
+    p = "--" if row.contrast.constant else _tex(words.p(row.p_adjusted))
+    return [f"\\textbf{{{difference}}}" if row.survives else difference, between, p]
+
+
+def _has(comparison: Comparison, metric: str) -> bool:
+    return any(x.metric == metric for x in comparison.published)
+
+
+def _caption(comparison: Comparison) -> str:
+    frame = comparison.frame
+    sign = "arm minus baseline" if frame.adds else "baseline minus arm"
+    clustered = "" if frame.clusters is None else f", clustered by {len(set(frame.clusters))} source videos"
+    sentences = [
+        frame.question,
+        f"Dataset {frame.dataset}, split {frame.split}, {words.counted(len(frame.queries), 'query')}{clustered}, "
+        f"{words.counted(len(frame.seeds), 'seed')}; {comparison.checkpoint} checkpoint ({frame.selection}).",
+        f"Δ: {sign}, in points; above zero speaks for {frame.component}. Brackets: 95% confidence intervals of the "
+        f"difference (Student's t) for {population(comparison)}, not corrected. p: Holm over "
+        f"{words.counted(len(comparison.rows), 'test')}. Bold: the difference survives this correction "
+        f"(p at most {ALPHA:g}).",
+    ]
+    if comparison.one_seed:
+        sentences.append("One seed: about these checkpoints, not about the method.")
+    if frame.holes:
+        total = len(frame.planned) * (len(frame.arms) + len(frame.left_out))
+        missing = "; ".join(f"{hole.arm}, seed {hole.seed}" for hole in frame.holes)
+        sentences.append(f"{len(frame.holes)} of {total} planned runs missing: {missing}.")
+    used = {(x.split, x.source) for x in comparison.published if x.metric in comparison.metrics}
+    if used:
+        named = "; ".join(f"{source}, {split}" for split, source in sorted(used))
+        sentences.append(f"Rep.: printed by a paper ({named}), not measured here.")
+    return _tex(" ".join(sentences))
+
+
+_TEX: Mapping[str, str] = {
+    "\\": "\\textbackslash{}",
+    "&": "\\&",
+    "%": "\\%",
+    "$": "\\$",
+    "#": "\\#",
+    "_": "\\_",
+    "{": "\\{",
+    "}": "\\}",
+    "~": "\\textasciitilde{}",
+    "^": "\\textasciicircum{}",
+    "<": "$<$",
+    ">": "$>$",
+    "|": "\\textbar{}",
+    words.MINUS: "$-$",
+    words.NOTHING: "--",
+    "Δ": "$\\Delta$",
+    "±": "$\\pm$",
+    "×": "$\\times$",
+    "≤": "$\\le$",
+    "→": "$\\rightarrow$",
+    "·": "$\\cdot$",
+    "“": "``",
+    "”": "''",
+}
+
+
+def _tex(text: str) -> str:
+    """Names are text, never commands."""
+    return "".join(_TEX.get(letter, letter) for letter in " ".join(text.split()))

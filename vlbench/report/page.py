@@ -1,0 +1,221 @@
+"""One self-contained page per study, and an index over all of them.
+
+A page is a list of sections, each made by a function of the report that returns a ``Section`` or None where it has
+nothing to say. To add a section, write such a function and put it into ``SECTIONS``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import vlbench
+from vlbench.report import figures, tables, words
+from vlbench.report.compare import Comparison
+from vlbench.report.frame import title_of
+from vlbench.report.methods import cautions, methods, notes, setting
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+TEMPLATES = Path(__file__).parent / "templates"
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What the sections of one page are made of. ``beside``: files written next to the page, to be linked."""
+
+    comparison: Comparison
+    plots: tuple[figures.Plot, ...]
+    beside: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """One part of a page. ``template``: a file of ``templates/`` that finds ``context`` under that name."""
+
+    anchor: str
+    title: str
+    template: str
+    context: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One study on the index page. ``arms``: (arm, ((metric title, verdict word), ...)). ``problem``: why no report."""
+
+    study: str
+    question: str = ""
+    setting: str = ""
+    href: str = ""
+    arms: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = ()
+    cautions: tuple[str, ...] = field(default=())
+    problem: str = ""
+
+
+def study_page(report: Report, *, index: bool = True) -> str:
+    """The HTML of one study. ``index``: link to the index page one folder up."""
+    comparison = report.comparison
+    sections = [section for make in SECTIONS if (section := make(report)) is not None]
+    answers = [
+        {"arm": arm, "sentence": sentence, "words": verdict_words(comparison, arm)}
+        for arm, sentence in comparison.answers.items()
+    ]
+    return _render(
+        "study.html.j2",
+        frame=comparison.frame,
+        setting=setting(comparison),
+        answers=answers,
+        cautions=cautions(comparison),
+        sections=sections,
+        index=index,
+    )
+
+
+def index_page(entries: Sequence[Entry]) -> str:
+    """The HTML of the index over all studies."""
+    counted = words.counted(len(entries), "study").capitalize()
+    return _render("index.html.j2", entries=entries, counted=counted)
+
+
+def entry_of(comparison: Comparison, href: str) -> Entry:
+    """The line of a study on the index page."""
+    return Entry(
+        study=comparison.frame.study,
+        question=comparison.frame.question,
+        setting=setting(comparison),
+        href=href,
+        arms=tuple((arm.name, verdict_words(comparison, arm.name)) for arm in comparison.arms),
+        cautions=tuple(cautions(comparison)),
+    )
+
+
+def verdict_words(comparison: Comparison, arm: str) -> tuple[tuple[str, str], ...]:
+    """(metric title, verdict word) of every primary metric of an arm."""
+    return tuple((row.title, row.verdict.word) for row in comparison.rows if row.arm == arm and row.verdict is not None)
+
+
+# --- the sections -----------------------------------------------------------------------------------------------------
+
+
+def plan(report: Report) -> Section:
+    """Arms, their diffs, their sizes."""
+    frame = report.comparison.frame
+    lead = f"Component: {frame.component}. The arms {'add it to' if frame.adds else 'take it from'} the baseline."
+    return _tables("plan", "The plan", [tables.arms_table(report.comparison)], lead=lead)
+
+
+def comparison(report: Report) -> Section:
+    """Every primary metric: means, differences, verdicts."""
+    found = report.comparison
+    made = [tables.metric_table(found, metric) for metric in found.metrics]
+    return _tables("comparison", "Comparison", made, titles=[title_of(metric) for metric in found.metrics])
+
+
+def differences(report: Report) -> Section | None:
+    """The difference plot."""
+    return _figure(report, "differences", "Differences")
+
+
+def curves(report: Report) -> Section | None:
+    """Learning curves, where events were kept."""
+    return _figure(report, "curves", "Learning curves")
+
+
+def uncertainty(report: Report) -> Section:
+    """The three standard errors."""
+    return _tables("uncertainty", "Uncertainty and effect sizes", [tables.errors_table(report.comparison)])
+
+
+def checkpoints(report: Report) -> Section:
+    """Selected and last."""
+    return _tables("checkpoints", "Selected and last checkpoint", [tables.checkpoints_table(report.comparison)])
+
+
+def exploratory(report: Report) -> Section | None:
+    """The metrics that were not declared, and those that could not be measured."""
+    found = report.comparison
+    said = [f"{title_of(metric)}: {why}" for metric, why in found.unavailable.items()]
+    lead = f"Not tested. {'; '.join(said)}." if said else ""
+    if not found.exploratory:
+        return _tables("exploratory", "Exploratory metrics", [], lead=lead) if lead else None
+    return _tables("exploratory", "Exploratory metrics", [tables.exploratory_table(found)], lead=lead)
+
+
+def measured(report: Report) -> Section:
+    """How the numbers were made."""
+    return Section("methods", "How it was measured", "methods.html.j2", {"entries": methods(report.comparison)})
+
+
+def remarks(report: Report) -> Section | None:
+    """The plan's notes and the scoring's warnings."""
+    found = notes(report.comparison)
+    return Section("notes", "Notes", "notes.html.j2", {"notes": found}) if found else None
+
+
+def holes(report: Report) -> Section | None:
+    """What failed or is missing."""
+    frame = report.comparison.frame
+    if not frame.holes:
+        return None
+    context = {"table": tables.holes_table(report.comparison), "command": frame.command}
+    return Section("missing", "Missing and failed", "holes.html.j2", context)
+
+
+def provenance(report: Report) -> Section:
+    """The cells behind the numbers."""
+    context = {"table": tables.provenance_table(report.comparison), "beside": report.beside}
+    return Section("provenance", "Provenance", "provenance.html.j2", context)
+
+
+SECTIONS: tuple[Callable[[Report], Section | None], ...] = (
+    plan,
+    comparison,
+    differences,
+    curves,
+    uncertainty,
+    checkpoints,
+    exploratory,
+    measured,
+    remarks,
+    holes,
+    provenance,
+)
+
+
+def _tables(
+    anchor: str, title: str, made: Sequence[tables.Table], *, lead: str = "", titles: Sequence[str] = ()
+) -> Section:
+    return Section(anchor, title, "tables.html.j2", {"tables": list(made), "titles": list(titles), "lead": lead})
+
+
+def _figure(report: Report, name: str, title: str) -> Section | None:
+    plot = next((plot for plot in report.plots if plot.name == name), None)
+    if plot is None:
+        return None
+    panels = [figures.inline(panel) for panel in plot.panels]
+    return Section(name, title, "figure.html.j2", {"panels": panels, "caption": plot.caption})
+
+
+def _render(template: str, **context: Any) -> str:
+    text = _environment().get_template(template).render(version=vlbench.__version__, **context)
+    return re.sub(r"\n{2,}", "\n", text).strip() + "\n"
+
+
+@cache
+def _environment() -> Environment:
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["anchor"] = lambda text: re.sub(r"[^a-z0-9]+", "-", str(text).lower()).strip("-")
+    return environment

@@ -1,0 +1,218 @@
+"""Reports on disk: every file whole or not at all, equal bytes for an equal store."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+from urllib.parse import quote
+
+from vlbench.canon import digest
+from vlbench.errors import PlanError, StoreError, VlbenchError, suggestion
+from vlbench.files import replacing
+from vlbench.report import figures, formats
+from vlbench.report.compare import Comparison, compare
+from vlbench.report.frame import Frame, read
+from vlbench.report.page import Entry, Report, entry_of, index_page, study_page
+from vlbench.runs.store import Store
+
+Format = Literal["all", "html", "md", "csv", "latex", "json"]
+MANIFEST_FORMAT = 1
+
+_TEXTS: tuple[tuple[Format, str, Callable[[Comparison], str]], ...] = (
+    ("md", "report.md", formats.to_markdown),
+    ("csv", "comparison.csv", formats.to_csv),
+    ("latex", "comparison.tex", formats.to_latex),
+    ("json", "results.json", formats.to_json),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of one study: the files that were written, or the reason why there are none."""
+
+    study: str
+    written: tuple[Path, ...] = ()
+    comparison: Comparison | None = None
+    problem: VlbenchError | None = None
+
+
+def write(
+    store: Store, study: str, out: Path, *, allow_missing: bool = False, format: Format = "all", index: bool = True
+) -> list[Path]:
+    """The report of one study under ``out/<study>/``.
+
+    Args: format: one of the formats, or "all" with figures. index: whether the page links to the index beside it.
+    Returns: the files, in the order written; ``manifest.json`` is the last.
+    Raises: PlanError for holes (see ``frame.read``) or an unknown format, StoreError where files cannot be written.
+    """
+    return _write(store, compare(read(store, study, allow_missing=allow_missing)), out, format, index)
+
+
+def write_all(
+    store: Store,
+    out: Path,
+    *,
+    studies: Sequence[str] | None = None,
+    allow_missing: bool = False,
+    format: Format = "all",
+    done: Callable[[Outcome], None] | None = None,
+) -> list[Outcome]:
+    """Reports of all studies (or of those named) and the index over the whole store.
+
+    A study that cannot be reported does not keep the others from being written. ``done`` hears of each as it is ready.
+    Raises: PlanError for the name of a study that the store does not have.
+    """
+    known = store.studies()
+    wanted = list(dict.fromkeys(studies)) if studies else known
+    for study in wanted:
+        if study not in known:
+            raise PlanError(f'the store has no study "{study}"', where=store.root, hint=suggestion(study, known))
+    pages = format in ("all", "html")
+    outcomes = []
+    for study in wanted:
+        try:
+            found = compare(read(store, study, allow_missing=allow_missing))
+            outcome = Outcome(study, tuple(_write(store, found, out, format, index=pages)), found)
+        except VlbenchError as problem:
+            outcome = Outcome(study, problem=problem)
+        outcomes.append(outcome)
+        if done is not None:
+            done(outcome)
+    if pages:
+        write_index(store, out, allow_missing=allow_missing, known=outcomes)
+    return outcomes
+
+
+def write_index(store: Store, out: Path, *, allow_missing: bool = False, known: Sequence[Outcome] = ()) -> Path:
+    """``out/index.html`` over every study of the store, with a link where a page was written.
+
+    known: studies that were judged already, so that they are not judged again.
+    """
+    by_name = {outcome.study: outcome for outcome in known}
+    entries = []
+    for study in store.studies():
+        outcome = by_name.get(study)
+        if outcome is None:
+            try:
+                found = compare(read(store, study, allow_missing=allow_missing))
+                outcome = Outcome(study, comparison=found)
+            except VlbenchError as problem:
+                outcome = Outcome(study, problem=problem)
+        entries.append(_entry(store, outcome, out))
+    path = out / "index.html"
+    _save(path, index_page(entries).encode())
+    return path
+
+
+def _entry(store: Store, outcome: Outcome, out: Path) -> Entry:
+    page = f"{quote(outcome.study)}/index.html"
+    written = (out / outcome.study / "index.html").exists()
+    if outcome.comparison is not None:
+        return entry_of(outcome.comparison, page if written else "")
+    try:
+        question = str(store.load_plan(outcome.study).get("question", ""))
+    except VlbenchError:
+        question = ""
+    return Entry(study=outcome.study, question=question, problem=str(outcome.problem))
+
+
+def _write(store: Store, comparison: Comparison, out: Path, format: Format, index: bool) -> list[Path]:
+    if format not in get_args(Format):
+        raise PlanError(f'"{format}" is not a format', hint=suggestion(format, get_args(Format)))
+    folder = out / comparison.frame.study
+    texts = [(name, make) for kind, name, make in _TEXTS if format in ("all", kind)]
+    plots = tuple(figures.plots(comparison)) if format in ("all", "html") else ()
+    drawn = [(f"figures/{plot.name}", plot) for plot in plots] if format == "all" else []
+    written: list[Path] = []
+
+    def save(name: str, content: bytes) -> None:
+        _save(folder / name, content)
+        written.append(folder / name)
+
+    for name, make in texts:
+        save(name, make(comparison).encode())
+    for name, plot in drawn:
+        save(f"{name}.svg", figures.to_svg(plot).encode())
+        save(f"{name}.png", figures.to_png(plot))
+        save(f"{name}.csv", figures.to_csv(plot).encode())
+    if format in ("all", "html"):
+        beside = tuple(str(path.relative_to(folder).as_posix()) for path in written)
+        save("index.html", study_page(Report(comparison, plots, beside), index=index).encode())
+    made = {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in written}
+    save("manifest.json", _json(manifest(store, comparison, made)))
+    return written
+
+
+def manifest(store: Store, comparison: Comparison, files: dict[str, str]) -> dict[str, Any]:
+    """The cells behind every number: ids, digests of what they are and of what they left, and who uses them.
+
+    A number is found by checkpoint, arm and metric; ``from`` names the arms whose cells it is computed from.
+    """
+    frame = comparison.frame
+    checkpoints = [comparison] if comparison.other is None else [comparison, comparison.other]
+    numbers = [
+        {"checkpoint": one.checkpoint, "number": "mean", "arm": arm, "metric": metric, "from": [arm]}
+        for one in checkpoints
+        for arm, metric in one.means
+    ]
+    numbers += [
+        {
+            "checkpoint": one.checkpoint,
+            "number": "difference",
+            "arm": row.arm,
+            "metric": row.metric,
+            "from": [row.plus, row.minus],
+        }
+        for one in checkpoints
+        for row in (*one.rows, *one.exploratory)
+    ]
+    return {
+        "format": MANIFEST_FORMAT,
+        "study": frame.study,
+        "plan": digest(store.load_plan(frame.study)),
+        "seeds": list(frame.seeds),
+        "cells": _cells(store, frame),
+        "numbers": numbers,
+        "missing": [str(hole) for hole in frame.holes],
+        "files": files,
+    }
+
+
+def _cells(store: Store, frame: Frame) -> dict[str, list[dict[str, Any]]]:
+    found: dict[str, list[dict[str, Any]]] = {}
+    for arm in frame.arms:
+        found[arm.name] = []
+        for run in arm.runs:
+            entry: dict[str, Any] = {"seed": run.seed}
+            for kind, cell in (("fit", run.fit), ("score", run.score)):
+                try:
+                    identity = digest(store.spec(cell)["identity"])
+                except (StoreError, KeyError):  # a record is enough to be reported
+                    identity = None
+                record = run.records[kind]
+                entry[kind] = {
+                    "id": cell,
+                    "identity": identity,
+                    "record": digest(dict(record)),
+                    "files": dict(record.get("files", {})),
+                }
+            found[arm.name].append(entry)
+    return found
+
+
+def _json(content: Any) -> bytes:
+    return (json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+
+def _save(path: Path, content: bytes) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as temporary:
+            temporary.write_bytes(content)
+    except OSError as error:
+        hint = "choose another folder with --out"
+        raise StoreError(f"the report cannot be written: {error.strerror}", where=path, hint=hint) from error
