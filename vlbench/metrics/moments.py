@@ -145,9 +145,9 @@ def mean_average_precision_of_length(moments: Moments, *, longer_than_s: float, 
 
 def window_iou(a_se: Array, b_se: Array) -> Array:
     """Intersection over union of windows (..., 2), broadcast; NaN for 0/0, as between two windows without length."""
-    inter = np.clip(np.minimum(a_se[..., 1], b_se[..., 1]) - np.maximum(a_se[..., 0], b_se[..., 0]), 0, None)
-    union = (a_se[..., 1] - a_se[..., 0]) + (b_se[..., 1] - b_se[..., 0]) - inter
-    with np.errstate(divide="ignore", invalid="ignore"):
+    with np.errstate(all="ignore"):  # borders come from files and may be anything, infinite included
+        inter = np.clip(np.minimum(a_se[..., 1], b_se[..., 1]) - np.maximum(a_se[..., 0], b_se[..., 0]), 0, None)
+        union = (a_se[..., 1] - a_se[..., 0]) + (b_se[..., 1] - b_se[..., 0]) - inter
         iou: Array = inter / union
     return iou
 
@@ -157,9 +157,10 @@ def hull_iou(a_se: Array, b_se: Array) -> Array:
 
     This is what the published R1 divides by. NaN borders stay NaN.
     """
-    inter = np.maximum(0, np.minimum(a_se[..., 1], b_se[..., 1]) - np.maximum(a_se[..., 0], b_se[..., 0]))
-    hull = np.maximum(a_se[..., 1], b_se[..., 1]) - np.minimum(a_se[..., 0], b_se[..., 0])
-    iou: Array = np.divide(inter, hull, out=np.zeros_like(inter), where=hull != 0)
+    with np.errstate(all="ignore"):
+        inter = np.maximum(0, np.minimum(a_se[..., 1], b_se[..., 1]) - np.maximum(a_se[..., 0], b_se[..., 0]))
+        hull = np.maximum(a_se[..., 1], b_se[..., 1]) - np.minimum(a_se[..., 0], b_se[..., 0])
+        iou: Array = np.divide(inter, hull, out=np.zeros_like(inter), where=hull != 0)
     return iou
 
 
