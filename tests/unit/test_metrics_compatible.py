@@ -55,7 +55,9 @@ def test_the_summary_has_the_published_keys(evaluator, keys):
     brief = evaluate(ALL_LENGTHS, PERFECT, evaluator).brief
     assert len(brief) == keys
     mark = "-key" if evaluator == "univtg" else ""
-    assert {f"MR-full-mAP{mark}", f"MR-full-R1@0.7{mark}", f"HL-min-VeryGood-Hit1{mark}", "HL-min-Fair-mAP"} <= set(brief)
+    assert {f"MR-full-mAP{mark}", f"MR-full-R1@0.7{mark}", f"HL-min-VeryGood-Hit1{mark}", "HL-min-Fair-mAP"} <= set(
+        brief
+    )
 
 
 def test_an_empty_range_of_lengths():

@@ -18,9 +18,7 @@ def query(*windows, qid=1, duration_s=150.0):
 
 
 def predict(*windows, qid=1):
-    return Prediction(
-        qid=qid, vid="v", text="", windows=np.array(windows, dtype=float).reshape(-1, 3), saliency=None
-    )
+    return Prediction(qid=qid, vid="v", text="", windows=np.array(windows, dtype=float).reshape(-1, 3), saliency=None)
 
 
 def value(name, queries, rows, mode="compatible", **options):
