@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
-from typing import Any, Self, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from vlbench.nn.shapes import Bool, Float, Int, Sizes
 from vlbench.streams import seed_for
 
 Built = TypeVar("Built", bound=nn.Module)
+T = TypeVar("T", bound="_Tensors")  # and not Self, which the shape checks of the test run cannot follow
 
 # --- data -------------------------------------------------------------------------------------------------------------
 
@@ -26,12 +27,12 @@ class _Tensors:
 
     __slots__ = ()
 
-    def _map(self, function: Callable[[Tensor], Tensor]) -> Self:
+    def _map(self: T, function: Callable[[Tensor], Tensor]) -> T:  # noqa: PYI019
         values = {field.name: getattr(self, field.name) for field in fields(self)}  # type: ignore[arg-type]
         changed = {name: function(value) for name, value in values.items() if isinstance(value, Tensor)}
         return replace(self, **changed)  # type: ignore[type-var]
 
-    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Self:
+    def to(self: T, device: torch.device | str, *, non_blocking: bool = False) -> T:  # noqa: PYI019
         """The same on another device."""
         return self._map(lambda value: value.to(device, non_blocking=non_blocking))
 

@@ -1,0 +1,99 @@
+"""Protects the contract of every slot: whatever is registered is checked because it is registered.
+
+Shapes, independence of batch and padding, a gradient for every parameter, finite losses on empty targets. What a
+component declares as its exception (the released mask of pairs, parameters that nothing trains) has to be real.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from vlbench import catalog
+from vlbench.errors import CardError
+from vlbench.nn.losses import Term
+from vlbench.nn.shapes import Sizes
+from vlbench.testing.components import check_component, registered
+
+
+@pytest.mark.parametrize(("key", "name"), registered(), ids=lambda value: str(value))
+def test_registered_component_keeps_its_contract(key: str, name: str) -> None:
+    check_component(key, name)
+
+
+@pytest.mark.parametrize(
+    ("key", "name", "args"),
+    [
+        ("projection", "conv", {"kernel": 3}),
+        ("projection", "conv", {"kernel": 5, "layers": 3}),
+        ("projection", "linear", {"layers": 1}),
+        ("fusion", "bicmf", {"layers": 3}),
+        ("encoder", "transformer", {"layers": 1}),
+        ("loss.span", "l1", {"auxiliary": False}),
+    ],
+    ids=str,
+)
+def test_contract_holds_for_other_arguments(key: str, name: str, args: dict[str, bool | int | float | str]) -> None:
+    check_component(key, name, args=args)
+
+
+def test_only_the_released_quirks_are_declared() -> None:
+    declared = {
+        (key, name): dict(catalog.find_slot(key)[name].facts)
+        for key, name in registered()
+        if catalog.find_slot(key)[name].facts.keys() & {"depends_on_batch", "never_trained"}
+    }
+    assert {key: sorted(facts) for key, facts in declared.items()} == {
+        ("fusion", "one-way"): ["depends_on_batch"],
+        ("fusion", "bicmf"): ["depends_on_batch", "never_trained"],
+        ("feedback", "unijfm"): ["depends_on_batch"],
+        ("word_position", "idle"): ["never_trained"],
+    }
+
+
+class Leaky(nn.Module):
+    """Breaks three rules: reads other samples, ignores padding, and owns a parameter that it never uses."""
+
+    def __init__(self, sizes: Sizes) -> None:
+        super().__init__()
+        self.unused = nn.Parameter(torch.zeros(3))
+
+    def forward(self, clips, words, clip_mask, word_mask):
+        return clips - clips.mean(dim=(0, 1))
+
+
+class Explosive(Term):
+    """Divides by the number of moments."""
+
+    needs_matches = True
+
+    def __call__(self, step):
+        return step.outputs.saliency.sum() / step.matched.mask.sum()
+
+
+def test_the_check_finds_what_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:
+    slot = catalog.Slot("refinement", neutral="none", takes="", gives="")
+    slot.add("test/leaky", f"{__name__}:Leaky")
+    monkeypatch.setitem(catalog.model_slots, "refinement", slot)
+    monkeypatch.setitem(__import__("sys").modules, __name__, __import__("types").SimpleNamespace(Leaky=Leaky))
+    with pytest.raises(AssertionError) as broken:
+        check_component("refinement", "test/leaky")
+    text = str(broken.value)
+    assert "depends on the others in a batch" in text
+    assert "depends on the padding" in text
+    assert "unused gets no gradient" in text
+
+
+def test_the_check_finds_a_loss_that_explodes(monkeypatch: pytest.MonkeyPatch) -> None:
+    slot = catalog.Slot("loss.odd", neutral="none", takes="", gives="")
+    slot.add("test/explosive", f"{__name__}:Explosive", args={"weight": 1.0})
+    monkeypatch.setitem(catalog.loss_slots, "odd", slot)
+    monkeypatch.setitem(__import__("sys").modules, __name__, __import__("types").SimpleNamespace(Explosive=Explosive))
+    with pytest.raises(AssertionError, match="no moments: the value is"):
+        check_component("loss.odd", "test/explosive")
+
+
+def test_unknown_names_are_explained() -> None:
+    with pytest.raises(CardError, match='did you mean "fra"'):
+        check_component("refinement", "fraa")
