@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -212,10 +213,11 @@ def _answer(
 ) -> int:
     from rich.console import Console
 
+    from vlbench.cli.view import PIPE_WIDTH
     from vlbench.errors import PlanError
     from vlbench.report.compare import compare
     from vlbench.report.frame import read
-    from vlbench.report.tables import as_json as result_json
+    from vlbench.report.formats import as_json as result_json
     from vlbench.report.tables import terminal
     from vlbench.report.write import write
 
@@ -232,7 +234,7 @@ def _answer(
     if as_json:
         _print_json(result_json(comparison))
     else:
-        Console(highlight=False).print(terminal(comparison))
+        Console(highlight=False, width=None if sys.stdout.isatty() else PIPE_WIDTH).print(terminal(comparison))
     paths = write(store, plan.study, out, allow_missing=allow_missing)
     page = next(path for path in paths if path.suffix == ".html")
     click.echo(f"report: {page}", err=as_json)

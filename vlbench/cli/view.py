@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from vlbench.studies.plan import Plan
 
 
+PIPE_WIDTH = 110  # columns of what goes to a file or a pipe
+
+
 def show_plan(plan: Plan, *, workers: int, expected_s: float | None, heading: str) -> None:
     """Arms with their diffs and sizes, what is cached, what is to be run and about how long."""
     from rich.console import Console
@@ -23,7 +26,7 @@ def show_plan(plan: Plan, *, workers: int, expected_s: float | None, heading: st
 
     from vlbench.status import Status
 
-    console = Console(stderr=True, highlight=False, soft_wrap=False)
+    console = Console(stderr=True, highlight=False, width=None if sys.stderr.isatty() else PIPE_WIDTH)
     console.print(Text(heading, style="bold"))
     console.print(Text(f"  {plan.question}"))
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 2))
