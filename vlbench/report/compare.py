@@ -322,6 +322,8 @@ def _answer(comparison: Comparison, arm: str) -> str:
     text = "; ".join(parts) + (f"; {next(iter(sizes))}" if common else "")
     if len(comparison.arms) > 1:
         text = f"In “{arm}”, {text}" if frame.adds else f"Against “{arm}”, {text}"
+    elif not text.startswith(frame.component):  # a component keeps its own spelling
+        text = text[0].upper() + text[1:]
     if comparison.one_seed:
         text += ". One seed: this is about these checkpoints, not about the method"
     return text + "."
@@ -352,7 +354,7 @@ def _claim(comparison: Comparison, word: str, *, first: bool) -> str:
         claims = {
             "helps": f"{name} helps",
             "hurts": f"{name} hurts",
-            "equivalent": f"with and without {name} are equivalent within {margin}",
+            "equivalent": f"{name} makes no difference beyond {margin} (equivalent)",
             "unresolved": f"whether {name} helps is unresolved",
         }
     return {**claims, "constant": "nothing varies, so nothing can be tested"}[word]

@@ -337,7 +337,9 @@ def inline(panel: Panel) -> str:
     text = re.sub(r'(href="#|url\(#)', rf"\1{prefix}-", text)
     text = re.sub(r"font-family: [^;\"]+", "font-family: inherit", text)
     text = re.sub(r"(font: (?:[a-z]+ )*(?:\d+ )?[0-9.]+px) [^;\"]+", r"\1 system-ui, sans-serif", text)
-    for colour, own in ((INK, "currentColor"), (MUTED, "var(--muted)"), (RULE, "var(--rule)"), (BAND, "var(--band)")):
+    numbered = [(colour, f"var(--c{number})") for number, colour in enumerate(COLOURS, start=1)]
+    ours = [(INK, "currentColor"), (MUTED, "var(--muted)"), (RULE, "var(--rule)"), (BAND, "var(--band)")]
+    for colour, own in ours + numbered:
         text = text.replace(colour, own)
     head = re.match(r"<svg[^>]*>", text)
     assert head is not None

@@ -105,7 +105,7 @@ def verdict_words(comparison: Comparison, arm: str) -> tuple[tuple[str, str], ..
 def plan(report: Report) -> Section:
     """Arms, their diffs, their sizes."""
     frame = report.comparison.frame
-    lead = f"Component: {frame.component}. The arms {'add it to' if frame.adds else 'take it from'} the baseline."
+    lead = f"Component: {frame.component}. The arms {'add it to' if frame.adds else 'remove it from'} the baseline."
     return _tables("plan", "The plan", [tables.arms_table(report.comparison)], lead=lead)
 
 

@@ -83,38 +83,39 @@ def metric_table(comparison: Comparison, metric: str) -> Table:
     reported = {(x.arm, x.split, x.source): x.value for x in comparison.published if x.metric == metric}
     columns = (
         Column("Arm"),
-        Column("Parameters", True),
-        Column("Training", True, "mean time of one training run"),
         Column("Mean", True, "over seeds and queries, in points"),
-        Column("95% interval of the mean", True),
-        Column("Seed sd", True, "standard deviation of the run means, n - 1"),
         Column("Difference", True, _sign(comparison)),
-        Column("95% interval", True),
+        Column("95% interval", True, "of the difference"),
         Column("p (Holm)", True, f"corrected over {words.counted(len(comparison.rows), 'test')}"),
         Column("Verdict"),
+        *(Column(f"Reported ({key[0]}; {key[1]})", True, "printed by a paper, not measured") for key in sources),
         Column("Could have seen", True, "the difference found with power 80%, in points"),
         Column("Seeds needed", True, "per arm, to find the margin or what was seen, whichever is larger and unseen"),
         Column("Win/tie/loss", True, "queries on which the arm with the component is above, equal, below"),
-        *(Column(f"Reported ({key[0]}; {key[1]})", True, "printed by a paper, not measured") for key in sources),
+        Column("Interval of the mean", True, "95%, with the difficulty of queries, which cancels in the difference"),
+        Column("Seed sd", True, "standard deviation of the run means, n - 1"),
+        Column("Parameters", True),
+        Column("Training", True, "mean time of one training run"),
     )
     rows = []
     for number, arm in enumerate(frame.arms):
         mean = comparison.means[arm.name, metric]
+        published = [Cell(words.points(value), value) for value in (reported.get((arm.name, *key)) for key in sources)]
+        base = arm is frame.baseline
+        judged = [] if base else _judged(comparison.row(arm.name, metric))
+        verdict = [*[Cell(words.NOTHING)] * 3, Cell("baseline")] if base else judged[:4]
+        reach = [Cell(words.NOTHING)] * 3 if base else judged[4:]
         cells = [
             Cell(arm.name, number),
-            Cell(words.count(arm.parameters), arm.parameters),
-            Cell(words.duration(arm.seconds), arm.seconds),
             Cell(words.points(mean.points), mean.points),
+            *verdict,
+            *published,
+            *reach,
             Cell(words.span(mean.low, mean.high), mean.low),
             Cell(words.points(mean.sd_seeds), mean.sd_seeds),
+            Cell(words.count(arm.parameters), arm.parameters),
+            Cell(words.duration(arm.seconds), arm.seconds),
         ]
-        if arm is frame.baseline:
-            cells += [Cell(words.NOTHING)] * 3 + [Cell("baseline")] + [Cell(words.NOTHING)] * 3
-        else:
-            cells += _judged(comparison.row(arm.name, metric))
-        for key in sources:
-            value = reported.get((arm.name, *key))
-            cells.append(Cell(words.points(value), value))
         rows.append(tuple(cells))
     mean = comparison.means[frame.baseline.name, metric]
     caption = (
@@ -125,6 +126,7 @@ def metric_table(comparison: Comparison, metric: str) -> Table:
 
 
 def _judged(row: Row) -> list[Cell]:
+    """Difference, interval, p, verdict; then what could have been seen, seeds needed, wins."""
     assert row.verdict is not None
     judged = row.verdict
     if row.contrast.constant:

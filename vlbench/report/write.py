@@ -41,11 +41,11 @@ class Outcome:
 
 
 def write(
-    store: Store, study: str, out: Path, *, allow_missing: bool = False, format: Format = "all", index: bool = True
+    store: Store, study: str, out: Path, *, allow_missing: bool = False, format: Format = "all", index: bool = False
 ) -> list[Path]:
     """The report of one study under ``out/<study>/``.
 
-    Args: format: one of the formats, or "all" with figures. index: whether the page links to the index beside it.
+    Args: format: one of the formats, or "all" with figures. index: link the page to the index, for a caller that writes one.
     Returns: the files, in the order written; ``manifest.json`` is the last.
     Raises: PlanError for holes (see ``frame.read``) or an unknown format, StoreError where files cannot be written.
     """
