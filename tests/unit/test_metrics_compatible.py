@@ -243,6 +243,8 @@ def test_auto_falls_back_where_a_range_of_lengths_is_empty_and_says_so():
 def test_auto_says_why_there_is_no_summary_and_a_named_evaluator_raises():
     name, keys, notes = summary(ALL_LENGTHS, PERFECT[:2])
     assert (name, keys) == ("moment_detr", {})
+    assert len(notes) == 1
+    assert "no published summary" in notes[0]
     assert "annotated but not predicted" in notes[0]
     with pytest.raises(DataError, match="annotated but not predicted"):
         summary(ALL_LENGTHS, PERFECT[:2], "moment_detr")

@@ -74,6 +74,11 @@ def test_ties_for_the_top_clip_go_to_the_first_and_are_reported():
     assert "0.00 to 100.00" in note
 
 
+def test_ties_that_change_nothing_are_reported_as_such():
+    (note,) = score([query({0: (4, 4, 4), 1: (4, 4, 4)})], [predict([0.9, 0.9, 0.1, 0.1])]).warnings
+    assert note == "1 query with ties for the top clip, which leave HIT@1 (VeryGood) as it is"
+
+
 def test_clips_without_a_score_count_as_zero_or_rank_last():
     asked, row = query({0: (4, 4, 4)}), predict([-1.0])
     assert value("hd-map", asked, row) == pytest.approx(1 / 4)  # three zeros come before

@@ -40,6 +40,7 @@ from vlbench.stats.tables import (
     exact_sum,
     mean,
     same_queries,
+    settled,
     table,
     variance,
 )
@@ -183,8 +184,7 @@ def contrast(
 
     z = sum((used[name] * _over_seeds(values) for name, values in tables.items()), np.zeros(queries))  # Q
     estimate = exact_sum([used[name] * mean(values) for name, values in tables.items()])
-    noise = (1e-14 * scale) ** 2  # a variance below this is rounding
-    var_query = _settle(_query_variance(z, codes), noise)
+    var_query = settled(_query_variance(z, codes), scale)
     units = queries if codes is None else int(codes.max()) + 1
     checkpoint = (var_query, float(units - 1))
     if min(seeds.values()) == 1:
@@ -196,7 +196,7 @@ def contrast(
         runs = np.array([mean(row) for row in values])
         over = anova(values).ms_resid / (count * queries)
         own = variance(runs) / count
-        shares.append(Share(name, used[name], count, _settle(square * own, noise), _settle(square * over, noise)))
+        shares.append(Share(name, used[name], count, settled(square * own, scale), settled(square * over, scale)))
     benchmark = _benchmark(shares)
     general = _general(shares, var_query, units, queries)
     chosen = {"general": general, "benchmark": benchmark, "checkpoint": checkpoint}[estimand]
@@ -327,10 +327,6 @@ def _query_variance(z: Floats, codes: Ints | None) -> float:
         return variance(z) / z.size
     sums, _ = cluster_sums(z - mean(z), codes)
     return sums.size / (sums.size - 1) * exact_sum(sums**2) / z.size**2
-
-
-def _settle(value: float, noise: float) -> float:
-    return 0.0 if value <= noise else value
 
 
 def _benchmark(shares: Sequence[Share]) -> tuple[float, float]:

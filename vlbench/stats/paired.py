@@ -20,20 +20,22 @@ from vlbench.stats.student import TTest
 from vlbench.stats.tables import (
     TIE,
     Floats,
-    Ints,
     canonical_stream,
     cluster_codes,
     cluster_sums,
     exact_sum,
     mean,
     pair,
+    settled,
     variance,
     vector,
 )
 
 ZeroMethod = Literal["wilcox", "pratt", "zsplit"]
 RANKED_DECIMALS = 9  # subtraction of floats must not break ties
-EXACT_WORK = 2_000_000_000  # additions that an exact distribution may cost: a few seconds
+ADDED = 20_000_000  # additions up to which a distribution of sums is built term by term
+LARGEST = 50_000_000  # sums that an exact distribution may have: half a gigabyte
+Whole = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
 
 
 def paired_t(differences: ArrayLike) -> TTest:
@@ -67,8 +69,9 @@ def sign_flip(
 ) -> Permutation:
     """Sign-flip test of the mean difference; for 0/1 scores it is McNemar's exact test.
 
-    The exact distribution comes from an integer convolution after rounding the differences to ``grid``. Where that
-    would cost more than a few seconds, or if ``draws`` is given, signs are drawn: p = (b + 1) / (draws + 1).
+    The exact distribution comes from an integer convolution after rounding the differences to ``grid``; with 1,550
+    queries it takes a second or two. If ``draws`` is given, or the distribution would not fit into memory, signs are
+    drawn: p = (b + 1) / (draws + 1).
 
     Args: differences: (Q,). clusters: one label per query; a cluster's queries flip together. draws: None for exact
         where affordable. grid: step that differences are rounded to in the exact test. seed: another one gives other
@@ -80,12 +83,12 @@ def sign_flip(
     codes = cluster_codes(clusters, d.size)
     steps, _ = cluster_sums(np.round(d / grid), codes)
     whole = np.abs(steps).astype(np.int64)
-    if draws is None and whole.size * int(whole.sum()) <= EXACT_WORK:
+    if draws is None and int(whole.sum()) <= LARGEST:
         return _flip_exactly(steps.astype(np.int64))
     return _flip_randomly(np.sort(cluster_sums(d, codes)[0]), 10_000 if draws is None else draws, seed)
 
 
-def _flip_exactly(steps: Ints | np.ndarray[tuple[int, ...], np.dtype[np.int64]]) -> Permutation:
+def _flip_exactly(steps: Whole) -> Permutation:
     """All 2^C sign patterns of integers: distribution of the sum of those that are positive."""
     sizes = np.abs(steps[steps != 0])
     if not sizes.size:
@@ -93,6 +96,25 @@ def _flip_exactly(steps: Ints | np.ndarray[tuple[int, ...], np.dtype[np.int64]])
     unit = int(np.gcd.reduce(sizes))
     sizes = np.sort(sizes // unit)
     total, observed = int(sizes.sum()), int(steps.sum()) // unit
+    chance = _subset_sums(sizes)
+    sums = 2 * np.arange(total + 1) - total
+    two_sided, greater, less = (
+        min(exact_sum(chance[mask]), 1.0)
+        for mask in (np.abs(sums) >= abs(observed), sums >= observed, sums <= observed)
+    )
+    return Permutation(two_sided, greater, less, None)
+
+
+def _subset_sums(sizes: Whole) -> Floats:
+    """Probability of every sum of a random subset: (sum + 1,). Small problems by addition, large ones joined by FFT."""
+    total = int(sizes.sum())
+    if sizes.size * total > ADDED and sizes.size > 1:
+        from scipy import fft
+
+        left, right = _subset_sums(sizes[::2]), _subset_sums(sizes[1::2])
+        length = fft.next_fast_len(total + 1, real=True)
+        joined = fft.irfft(fft.rfft(left, length) * fft.rfft(right, length), length)
+        return np.maximum(joined[: total + 1], 0.0)
     chance = np.zeros(total + 1)
     chance[0] = 1.0
     reach = 0
@@ -101,12 +123,7 @@ def _flip_exactly(steps: Ints | np.ndarray[tuple[int, ...], np.dtype[np.int64]])
         chance[: reach + 1] = held
         chance[size : reach + size + 1] += held
         reach += size
-    sums = 2 * np.arange(total + 1) - total
-    two_sided, greater, less = (
-        min(exact_sum(chance[mask]), 1.0)
-        for mask in (np.abs(sums) >= abs(observed), sums >= observed, sums <= observed)
-    )
-    return Permutation(two_sided, greater, less, None)
+    return chance
 
 
 def _flip_randomly(units: Floats, draws: int, seed: int) -> Permutation:
@@ -313,7 +330,8 @@ def clustering(values: ArrayLike, clusters: Sequence[Hashable]) -> Clustering:
     codes = cluster_codes(clusters, d.size)
     sums, sizes = cluster_sums(d, codes)
     centre, count = mean(d), sums.size
-    se = math.sqrt(count / (count - 1) * exact_sum((sums - sizes * centre) ** 2)) / d.size
+    square = count / (count - 1) * exact_sum((sums - sizes * centre) ** 2) / d.size**2
+    se = math.sqrt(settled(square, float(np.abs(d).max())))
     se_iid = math.sqrt(variance(d) / d.size)
     robust = student.t_test(centre, se, count - 1.0)
     between = exact_sum(sizes * (sums / sizes - centre) ** 2) / (count - 1)

@@ -124,8 +124,13 @@ def mean(values: Floats) -> float:
 
 
 def variance(values: Floats) -> float:
-    """Sample variance (ddof=1) of at least two values, independent of their order."""
-    return exact_sum((values - mean(values)) ** 2) / (values.size - 1)
+    """Sample variance (ddof=1) of at least two values, independent of their order; rounding noise counts as zero."""
+    return settled(exact_sum((values - mean(values)) ** 2) / (values.size - 1), float(np.abs(values).max()))
+
+
+def settled(variance: float, scale: float) -> float:
+    """The variance of values of this size, or zero where it is no more than the rounding of their mean."""
+    return 0.0 if variance <= (1e-14 * scale) ** 2 else variance
 
 
 def canonical_stream(purpose: str, *arrays: Floats | Ints, seed: int = 0) -> np.random.Generator:
