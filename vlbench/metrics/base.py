@@ -138,10 +138,10 @@ class Packs:
 
     def get(self, reads: str) -> Moments | Highlights | Labels | None:
         """What a metric reads, or None if the annotations do not have it. Raises CardError for an unknown word."""
-        packs = {"moments": "moments", "clips": "clips", "annotators": "annotators", "labels": "labels"}
-        if reads not in packs:
-            raise CardError(f'a metric cannot read "{reads}"', hint=suggestion(reads, packs))
-        found: Moments | Highlights | Labels | None = getattr(self, packs[reads])
+        known = ("moments", "clips", "annotators", "labels")
+        if reads not in known:
+            raise CardError(f'a metric cannot read "{reads}"', hint=suggestion(reads, known))
+        found: Moments | Highlights | Labels | None = getattr(self, reads)
         return found
 
     @cached_property

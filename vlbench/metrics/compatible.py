@@ -121,7 +121,7 @@ def evaluate(
     asked, given = {query.qid for query in queries}, {row.qid for row in predictions}
     if asked != given:
         if match_number:
-            raise _stops(profile, _difference(asked, given), "score in strict mode, which counts missing queries as 0")
+            raise _stops(profile, _difference(asked, given))
         queries = [query for query in queries if query.qid in given]
         predictions = [row for row in predictions if row.qid in asked]
     if not predictions:
@@ -177,7 +177,7 @@ def summary(
         if notes:
             notes.append(f"the published summary is that of the {name} evaluator")
         return name, dict(found.brief), [*notes, *found.warnings]
-    return candidates[0], {}, [*dict.fromkeys(notes), "no published summary: metrics hold the strict value there"]
+    return candidates[0], {}, [f"there is no published summary: {notes[0]}"]
 
 
 def label_set(queries: Sequence[Query]) -> Literal["tvsum", "youtube"] | None:

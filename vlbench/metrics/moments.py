@@ -168,7 +168,8 @@ def match(overlap: Array, gold_mask: Mask, ious: Sequence[float]) -> Mask:
     """Which predictions are true positives: each, best first, takes the free annotated window of highest IoU.
 
     Args: overlap: (Q, K, M), rows in rank order, padding below 0. gold_mask: (Q, M). ious: T thresholds, reached by >=.
-    Returns: (Q, T, K). Of equally good windows the later one is taken, as the published code does.
+    Returns: (Q, T, K). Of equally good windows the later one is taken. So does the published code among up to three;
+    among more its order of equals hangs on the processor, since its sort is not stable.
     """
     Q, K, M = overlap.shape
     hits = np.zeros((Q, len(ious), K), dtype=bool)

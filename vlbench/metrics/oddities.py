@@ -61,6 +61,8 @@ def hit_ties(clips: Highlights) -> list[str]:
     level = LEVELS["VeryGood"]
     low, high = (100 * np.nanmean(value) for value in hit_at_1_range(clips, at_least=level))
     value = 100 * np.nanmean(hit_at_1(clips, at_least=level))
+    if low == high:
+        return [f"{_count(tied, 'query', 'queries')} with ties for the top clip, which leave HIT@1 (VeryGood) as it is"]
     return [
         f"{_count(tied, 'query', 'queries')} with ties for the top clip: the first one is taken; "
         f"their order could move HIT@1 (VeryGood), here {value:.2f}, to anything from {low:.2f} to {high:.2f}"
