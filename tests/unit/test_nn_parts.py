@@ -1,5 +1,5 @@
-"""Protects the small parts: positions, the released mask of pairs, slices under Python's rules, the matcher, and that
-declared shapes are really checked while tests run.
+"""Protects the small parts: positions, dropout, the released mask of pairs, slices under Python's rules, the matcher,
+and that declared shapes are really checked while tests run.
 """
 
 from __future__ import annotations
@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 import torch
 
+from vlbench.nn.dropout import Dropout, dropped
 from vlbench.nn.feedback import moment_clips, sliced
 from vlbench.nn.masks import LOG_TINY, masked_softmax, released_pairs
 from vlbench.nn.matcher import HungarianMatcher
 from vlbench.nn.position import anchor_positions, clip_positions
 from vlbench.nn.spans import giou, logit, to_se
+from vlbench.nn.transformer import HeadedAttention
 
 
 def test_clip_positions_by_hand() -> None:
@@ -42,6 +44,49 @@ def test_log_of_almost_nothing_is_the_float32_one() -> None:
 def test_softmax_of_a_row_without_real_entries_is_uniform() -> None:
     out = masked_softmax(torch.tensor([[1.0, 2.0, 3.0]]), torch.zeros(1, 3, dtype=torch.bool))
     assert out.tolist()[0] == pytest.approx([1 / 3] * 3)
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.5, 0.9])
+def test_dropout_keeps_the_expectation(rate: float) -> None:
+    torch.manual_seed(0)
+    rows = torch.ones(401, 501, requires_grad=True)
+    out = dropped(rows, rate)
+    lost = float((out == 0).float().mean())
+    assert lost == pytest.approx(rate, abs=0.005)
+    assert float(out.detach().mean()) == pytest.approx(1.0, abs=0.02)
+    assert torch.unique(out.detach()).tolist() == pytest.approx([0.0, 1 / (1 - rate)], rel=1e-3)
+    out.sum().backward()
+    assert torch.equal(rows.grad, out.detach())
+
+
+def test_dropout_follows_the_seed_and_rests_in_evaluation() -> None:
+    rows, part = torch.randn(7, 5), Dropout(0.4)
+    drawn = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        drawn.append(part(rows))
+    assert torch.equal(drawn[0], drawn[1])
+    assert not torch.equal(drawn[0], drawn[2])
+    assert torch.equal(part.eval()(rows), rows)
+    assert torch.equal(dropped(rows, 0.0), rows)
+
+
+def test_dropped_elements_are_independent() -> None:
+    torch.manual_seed(0)
+    kept = (dropped(torch.ones(40_000, 8), 0.5) > 0).float()  # two draws of 64 bits per row
+    together = torch.corrcoef(kept.T) - torch.eye(8)
+    assert float(together.abs().max()) < 0.03
+
+
+def test_attention_is_the_same_with_and_without_the_fused_function() -> None:
+    attention = HeadedAttention(8, 2, dropout=1e-9)  # rounds to nothing, but takes the path of training
+    query, key, value = (torch.randn(3, n, 8) for n in (4, 5, 5))
+    shown = torch.rand(3, 2, 4, 5) > 0.3
+    shown[..., 0] = True
+    for mask in (None, shown):
+        torch.testing.assert_close(
+            attention.train()(query, key, value, mask), attention.eval()(query, key, value, mask)
+        )
 
 
 def test_released_pairs_read_the_wrong_sample() -> None:

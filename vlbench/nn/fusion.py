@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from vlbench.nn.dropout import Dropout
 from vlbench.nn.masks import released_pairs
 from vlbench.nn.shapes import Bool, Float, Sizes
 from vlbench.nn.transformer import Attention, FeedForward, stacked
@@ -29,7 +30,7 @@ class OneWayLayer(nn.Module):
         self.attention = Attention(sizes)
         self.feedforward = FeedForward(sizes)
         self.norm1, self.norm2 = nn.LayerNorm(sizes.width), nn.LayerNorm(sizes.width)
-        self.dropout = nn.Dropout(sizes.dropout)
+        self.dropout = Dropout(sizes.dropout)
 
     def forward(
         self,
@@ -64,7 +65,7 @@ class BiCMFLayer(nn.Module):
         self.mix1, self.mix2, self.mix3 = nn.Linear(D, D), nn.Linear(D, D), nn.Linear(D, D)
         self.norm1, self.norm2, self.norm3, self.norm4 = (nn.LayerNorm(D) for _ in range(4))
         self.feedforward = FeedForward(sizes)
-        self.dropout = nn.Dropout(sizes.dropout)
+        self.dropout = Dropout(sizes.dropout)
 
     def forward(
         self,

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from vlbench.errors import CardError
+from vlbench.nn.dropout import Dropout
 from vlbench.nn.shapes import Bool, Float, Sizes, at_least_one, probability
 
 
@@ -70,7 +71,7 @@ class LearnedPosition(nn.Module):
         super().__init__()
         self.table = nn.Embedding(at_least_one(max_words, "model.word_position.max_words"), sizes.width)
         self.norm = nn.LayerNorm(sizes.width)
-        self.dropout = nn.Dropout(probability(dropout, "model.word_position.dropout"))
+        self.dropout = Dropout(probability(dropout, "model.word_position.dropout"))
 
     def forward(self, words: Float[Tensor, "B W D"]) -> Float[Tensor, "B W D"]:
         places, most = words.shape[1], self.table.num_embeddings

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vlbench.errors import CardError
+from vlbench.nn.dropout import Dropout
 from vlbench.nn.shapes import Bool, Float, Sizes, at_least_one, probability
 
 
@@ -27,7 +28,7 @@ class LinearProjection(nn.Module):
         widths = [features] + [sizes.width] * (layers - 1)
         self.norms = nn.ModuleList(nn.LayerNorm(width) for width in widths)
         self.maps = nn.ModuleList(self._map(width, sizes.width) for width in widths)
-        self.dropout = nn.Dropout(probability(dropout, "model.projection.dropout"))
+        self.dropout = Dropout(probability(dropout, "model.projection.dropout"))
 
     def forward(self, features: Float[Tensor, "B N F"], mask: Bool[Tensor, "B N"]) -> Float[Tensor, "B N D"]:
         rows: Tensor = features

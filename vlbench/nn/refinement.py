@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from vlbench.nn.dropout import Dropout
 from vlbench.nn.masks import LOG_TINY, masked_softmax
 from vlbench.nn.shapes import Bool, Float, Sizes, probability
 
@@ -75,7 +76,7 @@ class FeatureRefinement(nn.Module):
         self.correspondence_clip = nn.Parameter(nn.init.xavier_uniform_(torch.empty(1, D)))  # cor_v_w
         self.correspondence_word = nn.Parameter(nn.init.xavier_uniform_(torch.empty(1, 1)))  # cor_q_w
         self.mixer = nn.Linear(4 * D, D)
-        self.dropout = nn.Dropout(probability(dropout, "model.refinement.dropout"))
+        self.dropout = Dropout(probability(dropout, "model.refinement.dropout"))
 
     def correspondence_row(self) -> Float[Tensor, " D"]:
         """What the released correspondence map is for every clip of every sample."""

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from vlbench.nn.dropout import Dropout, dropped
 from vlbench.nn.masks import keys
 from vlbench.nn.position import anchor_positions
 from vlbench.nn.shapes import Bool, Float, Sizes, at_least_one
@@ -46,14 +47,16 @@ class HeadedAttention(nn.Module):
         value: Float[Tensor, "B N D"],
         shown: Bool[Tensor, "B ... N"] | None = None,
     ) -> Float[Tensor, "B M D"]:
-        """shown: True where a row may attend to a key; None shows everything."""
-        mixed = functional.scaled_dot_product_attention(
-            self._cut(query),
-            self._cut(key),
-            self._cut(value),
-            attn_mask=shown,
-            dropout_p=self.dropout if self.training else 0.0,
-        )  # B H M D/H
+        """shown: True where a row may attend to a key; None shows everything. At least one key has to be shown."""
+        query, key, value = self._cut(query), self._cut(key), self._cut(value)  # B H M E/H, B H N E/H, B H N D/H
+        rate = self.dropout if self.training else 0.0
+        if rate and query.device.type == "cpu":  # the fused function would draw one random number per weight
+            scores = (query / query.shape[-1] ** 0.5) @ key.transpose(-2, -1)  # B H M N
+            if shown is not None:
+                scores = scores.masked_fill(~shown, -torch.inf)
+            mixed = dropped(scores.softmax(-1), rate) @ value  # B H M D/H
+        else:
+            mixed = functional.scaled_dot_product_attention(query, key, value, attn_mask=shown, dropout_p=rate)
         out: Tensor = self.out(mixed.transpose(1, 2).flatten(2))
         return out
 
@@ -91,7 +94,7 @@ class FeedForward(nn.Module):
         super().__init__()
         self.up = nn.Linear(sizes.width, sizes.feedforward)
         self.activation = nn.PReLU()
-        self.dropout = nn.Dropout(sizes.dropout)
+        self.dropout = Dropout(sizes.dropout)
         self.down = nn.Linear(sizes.feedforward, sizes.width)
 
     def forward(self, rows: Float[Tensor, "B N D"]) -> Float[Tensor, "B N D"]:
@@ -147,7 +150,7 @@ class EncoderLayer(nn.Module):
         self.attention = Attention(sizes)
         self.feedforward = FeedForward(sizes)
         self.norm1, self.norm2 = nn.LayerNorm(sizes.width), nn.LayerNorm(sizes.width)
-        self.dropout = nn.Dropout(sizes.dropout)
+        self.dropout = Dropout(sizes.dropout)
 
     def forward(
         self, rows: Float[Tensor, "B N D"], positions: Float[Tensor, "B N D"], mask: Bool[Tensor, "B N"]
@@ -199,7 +202,7 @@ class DecoderLayer(nn.Module):
 
         self.feedforward = FeedForward(sizes)
         self.norm1, self.norm2, self.norm3 = nn.LayerNorm(D), nn.LayerNorm(D), nn.LayerNorm(D)
-        self.dropout = nn.Dropout(sizes.dropout)
+        self.dropout = Dropout(sizes.dropout)
 
     def forward(
         self,
