@@ -64,7 +64,8 @@ def report(studies: tuple[str, ...], allow_missing: bool, out: Path, format_: st
 def _say(outcome: Outcome) -> None:
     """One line per study: where its report is, or why there is none."""
     if outcome.problem is not None:
-        click.echo(f"{outcome.study}: not reported: {outcome.problem}", err=True)
+        problem = str(outcome.problem).removeprefix(f"{outcome.study}: ")
+        click.echo(f"{outcome.study}: not reported: {problem}", err=True)
         return
     assert outcome.comparison is not None
     pages: list[Any] = [path for path in outcome.written if path.suffix == ".html"]

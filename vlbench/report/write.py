@@ -45,7 +45,7 @@ def write(
 ) -> list[Path]:
     """The report of one study under ``out/<study>/``.
 
-    Args: format: one of the formats, or "all" with figures. index: link the page to the index, for a caller that writes one.
+    Args: format: one of the formats, or "all" with figures. index: link to the index page.
     Returns: the files, in the order written; ``manifest.json`` is the last.
     Raises: PlanError for holes (see ``frame.read``) or an unknown format, StoreError where files cannot be written.
     """

@@ -1,0 +1,193 @@
+"""Protects the texts: names stay text in every format, tables are whole, and bold means one thing."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from html.parser import HTMLParser
+
+import pytest
+from rich.console import Console
+
+from tests.unit.report_store import build_store, make_scores
+from vlbench.report import figures
+from vlbench.report.compare import Comparison, compare
+from vlbench.report.formats import to_csv, to_json, to_latex, to_markdown
+from vlbench.report.frame import read
+from vlbench.report.page import Report, study_page
+from vlbench.report.tables import terminal
+
+NASTY = 'a|b <img src=x onerror=alert(1)> & $x_1$ 50% #{} ~^\\ "q" `c` *d*'
+
+
+def judged(root, arms, **options) -> Comparison:
+    allow = options.pop("allow_missing", False)
+    scores = make_scores(arms, seeds=options.pop("seeds", 3))
+    return compare(read(build_store(root, scores, **options), "ablate-fra", allow_missing=allow))
+
+
+@pytest.fixture(scope="module")
+def usual(tmp_path_factory) -> Comparison:
+    return judged(tmp_path_factory.mktemp("usual"), {"baseline": 0.1, "without FRA": 0.0, "placebo": 0.1})
+
+
+@pytest.fixture(scope="module")
+def nasty(tmp_path_factory) -> Comparison:
+    return judged(
+        tmp_path_factory.mktemp("nasty"),
+        {"baseline": 0.1, NASTY: 0.0},
+        question=NASTY,
+        component=NASTY,
+        notes=[NASTY],
+        warnings=[NASTY],
+        edits={NASTY: [NASTY]},
+        reported=[{"dataset": "toy", "split": "te_st", "source": NASTY, "values": {"mr-map": 1.5}}],
+    )
+
+
+class Page(HTMLParser):
+    """Tags that are open at the end, every start tag, and the text."""
+
+    void = frozenset({"meta", "link", "br", "img", "input", "hr"})
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(html)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in self.void:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def test_names_are_text_on_the_page(nasty):
+    page = Page(study_page(Report(nasty, tuple(figures.plots(nasty)))))
+    assert not page.open and "img" not in {tag for tag, _ in page.tags}
+    assert page.text.count(NASTY) >= 8
+
+
+def test_the_page_needs_nothing_else_and_can_be_read_aloud(usual):
+    html = study_page(Report(usual, tuple(figures.plots(usual)), ("report.md",)))
+    page = Page(html)
+    assert (
+        not re.search(r"""(src|href)\s*=\s*["'](https?:)?//""", html)
+        and "@import" not in html
+        and "url(http" not in html
+    )
+    ids = [attrs["id"] for _, attrs in page.tags if "id" in attrs]
+    assert len(ids) == len(set(ids))
+    named = {attrs["aria-labelledby"] for _, attrs in page.tags if "aria-labelledby" in attrs}
+    assert named <= set(ids)
+    tags = [tag for tag, _ in page.tags]
+    assert tags.count("table") == tags.count("caption") > 4 and tags.count("h1") == 1
+    drawings = [attrs for tag, attrs in page.tags if tag == "svg"]
+    assert len(drawings) == 5 and all(attrs["role"] == "img" for attrs in drawings)
+    targets = {attrs["href"][1:] for tag, attrs in page.tags if tag == "a" and attrs["href"].startswith("#")}
+    assert targets <= set(ids)
+    assert "prefers-color-scheme: dark" in html and "@media print" in html and len(html) < 5_000_000
+
+
+def test_latex_escapes_every_special_and_balances(nasty):
+    tex = to_latex(nasty)
+    body = re.sub(r"\\[&%$#_{}]|\\text[a-z]+\{\}", "", tex)
+    assert body.count("{") == body.count("}") and body.count("$") % 2 == 0
+    assert "#" not in body and "_" not in body and "~" not in body and "^" not in body
+    lines = [line for line in body.splitlines() if line.endswith("\\\\")]
+    assert len(lines) == 4 and len({line.count("&") + 4 * line.count("multicolumn{5}") for line in lines[1:]}) == 1
+
+
+def test_latex_bold_marks_what_survives_and_the_caption_names_the_interval(usual):
+    tex = to_latex(usual)
+    assert tex.count("\\textbf") == sum(row.survives for row in usual.rows) > 0
+    assert "95\\% confidence intervals of the difference" in tex and "Holm over 4 tests" in tex
+    assert "Rep.: printed by a paper (arXiv v1, table II, test)" in tex
+    assert "\\toprule" in tex and "\\bottomrule" in tex
+
+
+def test_markdown_tables_keep_their_columns(nasty):
+    widths = []
+    for line in to_markdown(nasty).splitlines():
+        if line.startswith("|"):
+            widths.append(len(re.findall(r"(?<!\\)\|", line)))
+        elif widths:
+            assert len(set(widths)) == 1
+            widths = []
+    assert "<img" not in re.sub(r"\\<", "", to_markdown(nasty))
+
+
+def test_csv_reads_back_unrounded(usual):
+    lines = list(csv.DictReader(io.StringIO(to_csv(usual))))
+    assert len(lines) == 2 * 3 * 4  # checkpoints, arms, metrics
+    (line,) = [x for x in lines if (x["checkpoint"], x["arm"], x["metric"]) == ("selected", "placebo", "hd-map")]
+    row = usual.row("placebo", "hd-map")
+    assert float(line["difference"]) == row.points and float(line["p_adjusted"]) == row.p_adjusted
+    assert line["verdict"] == row.verdict.word and line["plus"] == "baseline" and line["missing"] == ""
+    (base,) = [x for x in lines if (x["checkpoint"], x["arm"], x["metric"]) == ("last", "baseline", "mr-map")]
+    assert base["difference"] == "" and float(base["mean"]) > 0
+
+
+def test_json_holds_both_checkpoints_and_no_nan(usual):
+    content = json.loads(to_json(usual), parse_constant=lambda name: pytest.fail(name))
+    assert content["unit"] == "points" and content["answer"] == usual.answer
+    assert set(content["checkpoints"]) == {"selected", "last"}
+    assert [row["arm"] for row in content["checkpoints"]["selected"]["primary"]] == ["without FRA"] * 2 + [
+        "placebo"
+    ] * 2
+
+
+def test_every_output_lists_the_holes(tmp_path):
+    found = judged(
+        tmp_path,
+        {"baseline": 0.1, "without FRA": 0.0},
+        failed={("without FRA", 1): "the loss is nan"},
+        allow_missing=True,
+    )
+    html = study_page(Report(found, ()))
+    assert "the loss is nan" in html and "1 of 6 planned runs missing" in html
+    assert "the loss is nan" in to_markdown(found) and "the loss is nan" in to_csv(found)
+    assert "1 of 6 planned runs missing: without FRA, seed 1" in to_latex(found)
+    assert json.loads(to_json(found))["missing"][0]["cause"] == "the loss is nan"
+    assert "failed: the loss is nan" in " ".join(shown(found).split())
+
+
+def shown(comparison: Comparison, width: int = 80) -> str:
+    console = Console(width=width, file=io.StringIO(), record=True, force_terminal=False)
+    console.print(terminal(comparison))
+    return console.export_text()
+
+
+@pytest.mark.parametrize("width", [80, 160])
+def test_the_terminal_says_it_in_words_within_its_width(usual, width):
+    text = shown(usual, width)
+    assert max(map(len, text.splitlines())) <= width and text.isascii()
+    for row in usual.rows:
+        assert row.verdict.word in text and f"{row.points:+.2f}" in text
+    assert "reported, not measured (baseline; test; arXiv v1, table II): 43.38" in text
+    assert " ".join(usual.answers["placebo"].replace("“", '"').replace("”", '"').replace("−", "-").split()) in " ".join(
+        text.split()
+    )
+
+
+def test_the_terminal_takes_markup_as_text(nasty):
+    assert "onerror=alert(1)" in shown(nasty, 200)
+
+
+def test_few_seeds_are_called_a_screen_and_one_seed_checkpoints(usual, tmp_path):
+    assert "3 seeds: enough to screen, not for a claim" in to_markdown(usual)
+    one = judged(tmp_path, {"baseline": 0.1, "without FRA": 0.0}, seeds=1)
+    for text in (to_markdown(one), study_page(Report(one, ())), to_latex(one)):
+        assert "about these checkpoints, not about the method" in text
