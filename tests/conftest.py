@@ -10,6 +10,7 @@ from jaxtyping import install_import_hook
 _hook = install_import_hook("vlbench.nn", "beartype.beartype")
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # waiting threads make small tensors slow
 
 SHARED = Path(__file__).resolve().parents[1].parent / "shared"
 

@@ -5,11 +5,13 @@ and that gradients reach every parameter but the ones that are known to be idle.
 from __future__ import annotations
 
 from dataclasses import fields, replace
+from pathlib import Path
 
 import pytest
 import torch
 
 from vlbench.cards.kinds import Variant
+from vlbench.cards.library import load_variant
 from vlbench.cards.resolve import Draft, build
 from vlbench.errors import CardError
 from vlbench.nn.losses import Criterion
@@ -301,3 +303,18 @@ def test_batches_move_between_devices() -> None:
     inputs, targets = batch()
     for moved in (inputs.to("meta"), targets.to("meta")):
         assert {getattr(moved, item.name).device.type for item in fields(moved)} == {"meta"}
+
+
+@pytest.mark.parametrize(
+    ("card", "clip_width", "word_width", "count"),
+    [("videolights", 2818, 512, 10_399_975), ("videolights_b", 3586, 1280, 10_796_263)],
+)
+def test_the_cards_describe_the_released_models(card: str, clip_width: int, word_width: int, count: int) -> None:
+    described = load_variant(card, Path(__file__).resolve().parents[2])
+    with torch.device("meta"):
+        model = assemble(described, clip_width=clip_width, word_width=word_width, seed=0)
+    assert parameters_of(model) == count
+    assert len(official_names(model)) == 249  # tensors of a released state dictionary with these layers
+    weights = {name: use.args["weight"] for name, use in described.losses.items()}
+    expected = {"span": 10.0, "label": 4.0, "contrastive": 0.2, "alignment": 0.2, "hard_saliency": 10.0}
+    assert weights == dict.fromkeys(described.losses, 1.0) | expected
