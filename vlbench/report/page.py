@@ -95,8 +95,8 @@ def entry_of(comparison: Comparison, href: str) -> Entry:
 
 
 def verdict_words(comparison: Comparison, arm: str) -> tuple[tuple[str, str], ...]:
-    """(metric title, verdict word) of every primary metric of an arm."""
-    return tuple((row.title, row.verdict.word) for row in comparison.rows if row.arm == arm and row.verdict is not None)
+    """(metric title, verdict) of every primary metric of an arm; the verdict begins with its word."""
+    return tuple((row.title, tables.verdict_text(row)) for row in comparison.rows if row.arm == arm)
 
 
 # --- the sections -----------------------------------------------------------------------------------------------------

@@ -137,7 +137,7 @@ def _judged(row: Row) -> list[Cell]:
             *[Cell(words.NOTHING)] * 2,
             _wins(row),
         ]
-    word = f"{judged.word}, but negligible" if judged.negligible else str(judged.word)
+    word = verdict_text(row)
     return [
         Cell(words.signed(row.points), row.points, strong=row.survives),
         Cell(words.interval(row.low, row.high), row.low, strong=row.survives),
@@ -147,6 +147,13 @@ def _judged(row: Row) -> list[Cell]:
         _needed(row),
         _wins(row),
     ]
+
+
+def verdict_text(row: Row) -> str:
+    """The verdict word, with what it must not be read without."""
+    assert row.verdict is not None
+    scope = "" if row.contrast.about_method else ", these checkpoints"
+    return f"{row.verdict.word}{', but negligible' if row.verdict.negligible else ''}{scope}"
 
 
 def _needed(row: Row) -> Cell:
@@ -381,7 +388,7 @@ def _rich(table: Table, wanted: Sequence[str]) -> RenderableType:
     places = [next(i for i, column in enumerate(table.columns) if column.title == title) for title in wanted]
     for place in places:
         column = table.columns[place]
-        folds = not column.numeric and column.title not in ("Verdict",)
+        folds = not column.numeric
         drawn.add_column(
             column.title,
             justify="right" if column.numeric else "left",
