@@ -171,3 +171,14 @@ def test_a_loss_of_inference_outputs_is_a_bug_and_says_so() -> None:
     inputs, targets = batch()
     with pytest.raises(RuntimeError, match="negative=True"):
         Criterion.of(variant(SMALL))(small().eval()(inputs, negative=False), targets, epoch=0)
+
+
+def test_a_batch_without_any_moment_trains() -> None:
+    inputs, targets = batch()
+    bare = replace(targets, spans_cw=targets.spans_cw[:, :0], span_mask=targets.span_mask[:, :0])
+    model = small()
+    losses = Criterion.of(variant(SMALL))(model(inputs), bare, epoch=0)
+    losses.total.backward()
+    assert losses.terms["span"].item() == losses.terms["giou"].item() == losses.terms["contrastive"].item() == 0
+    assert losses.terms["label"].item() > 0
+    assert all(bool(p.grad.isfinite().all()) for p in model.parameters() if p.grad is not None)

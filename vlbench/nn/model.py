@@ -42,7 +42,8 @@ class Inputs(_Tensors):
     """A batch of videos and queries, padded on the right.
 
     clips: features, L2-normalised per encoder, with the two channels of relative start and end (TEF) last.
-    clip_mask, word_mask: True where a clip or word is real. words: features of the query, one row per token.
+    clip_mask, word_mask: True where a clip or word is real, at least one of each per sample. words: features of the
+    query, one row per token.
     """
 
     clips: Float[Tensor, "B L F"]
