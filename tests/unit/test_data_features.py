@@ -183,3 +183,33 @@ def test_facts_are_remembered_until_a_file_changes(tmp_path: Path) -> None:
     assert encoder(folder, "{vid}.npy", cache=cache).digest([QUERY]) != first
     inventory.write_text("damaged")
     assert encoder(folder, "{vid}.npy", cache=cache).digest([QUERY]) != first
+
+
+def test_no_damage_escapes_as_anything_but_a_named_error(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(10, 6)).astype(np.float16)
+    np.savez_compressed(tmp_path / "a.npz", features=rows)
+    np.save(tmp_path / "b.npy", rows)
+    refused = 0
+    for name in ("a.npz", "b.npy"):
+        path, whole = tmp_path / name, (tmp_path / name).read_bytes()
+        found = encoder(tmp_path, name)
+        for _ in range(400):
+            damaged = bytearray(whole[: rng.integers(1, len(whole) + 1)])
+            damaged[rng.integers(len(damaged))] = rng.integers(256)
+            path.write_bytes(bytes(damaged))
+            for look in (found.read, found.shape):
+                try:
+                    look(QUERY)
+                except DataError as error:
+                    refused += 1
+                    assert error.where == str(path)
+    assert refused > 800
+
+
+def test_a_file_that_is_cut_off_is_found_without_reading_it(tmp_path: Path) -> None:
+    np.save(tmp_path / "v.npy", np.ones((50, 4)))
+    whole = (tmp_path / "v.npy").read_bytes()
+    (tmp_path / "v.npy").write_bytes(whole[:-8])
+    (problem,) = encoder(tmp_path, "{vid}.npy").problems([QUERY])
+    assert "is cut off" in problem.what

@@ -50,7 +50,10 @@ def read_annotations(
     lines: dict[Qid, int] = {}
     for line, parse in _rows(path):
         try:
-            query = _query(parse(), clip_s, source)
+            try:
+                query = _query(parse(), clip_s, source)
+            except (OverflowError, RecursionError):
+                raise DataError("holds a number or a nesting that is out of all bounds") from None
             if query.qid in queries:
                 raise DataError(f"qid {query.qid!r} is already used on line {lines[query.qid]}")
         except DataError as error:
@@ -115,7 +118,7 @@ def qid_of(row: Mapping[str, Any]) -> Qid:
     qid = _required(row, "qid")
     if type(qid) not in (int, str):
         raise DataError(f"qid has to be an integer or a string (got {_shown(qid)})")
-    found: Qid = qid
+    found: Qid = _text(qid, "qid") if isinstance(qid, str) else qid
     return found
 
 
@@ -233,6 +236,14 @@ def _string(row: Mapping[str, Any], name: str) -> str:
     value = _required(row, name)
     if not isinstance(value, str):
         raise DataError(f"{name} has to be a string (got {_shown(value)})")
+    return _text(value, name)
+
+
+def _text(value: str, name: str) -> str:
+    try:
+        value.encode()
+    except UnicodeEncodeError:  # half of a surrogate pair: JSON can spell it, no file can hold it
+        raise DataError(f"{name} is not valid Unicode (got {json.dumps(value)})") from None
     return value
 
 
@@ -243,5 +254,5 @@ def _required(row: Mapping[str, Any], name: str) -> Any:
 
 
 def _shown(value: object) -> str:
-    text = json.dumps(value, ensure_ascii=False)
+    text = json.dumps(value)
     return text if len(text) <= 60 else text[:57] + "..."

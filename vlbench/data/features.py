@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
+import struct
 import tempfile
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Sequence
@@ -27,6 +30,20 @@ from vlbench.data.types import Query
 from vlbench.errors import DataError, suggestion
 
 T = TypeVar("T")
+# what the standard library and NumPy raise for damaged archives, headers and encrypted members
+UNREADABLE = (
+    OSError,
+    ValueError,
+    KeyError,
+    EOFError,
+    RuntimeError,
+    MemoryError,
+    OverflowError,
+    struct.error,
+    tokenize.TokenError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 Rows = NDArray[Any]  # (rows, width) in the dtype of its source
 
 
@@ -209,15 +226,7 @@ class Inventory:
                 return look(candidate)
             except FileNotFoundError:
                 continue
-            except (
-                OSError,
-                ValueError,
-                KeyError,
-                EOFError,
-                zipfile.BadZipFile,
-                zlib.error,
-                NotImplementedError,
-            ) as error:
+            except UNREADABLE as error:
                 failure = DataError(f"cannot be read: {_reason(error)}", where=candidate)
         raise failure
 
@@ -248,37 +257,42 @@ def name_fields(query: Query) -> dict[str, object]:
 
 
 def _load(path: Path, key: str) -> Rows:
-    if path.suffix == ".npz":
-        with np.load(path, allow_pickle=False) as archive:
-            if key not in archive:
-                raise KeyError(f'has no array "{key}" (it has: {", ".join(archive.files) or "none"})')
-            return _matrix(archive[key])
-    return _matrix(np.load(path, allow_pickle=False))
+    with path.open("rb") as stream:  # given a path, np.load leaves a broken archive open
+        if path.suffix != ".npz":
+            return _matrix(np.lib.format.read_array(stream, allow_pickle=False))
+        with zipfile.ZipFile(stream) as archive, _member(archive, key) as array:
+            return _matrix(np.lib.format.read_array(array, allow_pickle=False))
 
 
 def _inspect(path: Path, key: str) -> Facts:
     if path.suffix != ".npz":
         with path.open("rb") as stream:
-            shape, dtype = _header(stream)
+            shape, dtype = _header(stream, path.stat().st_size)
             stream.seek(0)
             return Facts(*_two(shape), dtype.str, hashlib.file_digest(stream, "sha256").hexdigest())
-    with zipfile.ZipFile(path) as archive:
-        names = [name.removesuffix(".npy") for name in archive.namelist()]
-        if key not in names:
-            raise KeyError(f'has no array "{key}" (it has: {", ".join(names) or "none"})')
-        member = archive.getinfo(f"{key}.npy")
-        with archive.open(member) as stream:
-            shape, dtype = _header(stream)
+    with zipfile.ZipFile(path) as archive, _member(archive, key) as stream:
+        info = archive.getinfo(f"{key}.npy")
+        shape, dtype = _header(stream, info.file_size)
         # the checksum and length of the array's own bytes: the same however they are compressed
-        return Facts(*_two(shape), dtype.str, f"{member.CRC:08x}-{member.file_size}")
+        return Facts(*_two(shape), dtype.str, f"{info.CRC:08x}-{info.file_size}")
 
 
-def _header(stream: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
+def _member(archive: zipfile.ZipFile, key: str) -> IO[bytes]:
+    names = [name.removesuffix(".npy") for name in archive.namelist()]
+    if key not in names:
+        raise KeyError(f'has no array "{key}" (it has: {", ".join(names) or "none"})')
+    return archive.open(f"{key}.npy")
+
+
+def _header(stream: IO[bytes], size: int) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    """Shape and dtype of an array of ``size`` bytes, header included. Raises ValueError if they do not fit."""
     version = np.lib.format.read_magic(stream)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, _, dtype = read(stream)
     if dtype.kind not in "fiu":
         raise ValueError(f"holds {dtype}, not numbers")
+    if stream.tell() + math.prod(shape) * dtype.itemsize != size:
+        raise ValueError(f"is cut off or too long for its shape {shape}")
     return shape, dtype
 
 

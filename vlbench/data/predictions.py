@@ -50,7 +50,10 @@ def read_predictions(path: Path) -> tuple[Prediction, ...]:
     rows = []
     for line, parse in json_lines(open_text(path)):
         try:
-            rows.append(prediction_of(parse()))
+            try:
+                rows.append(prediction_of(parse()))
+            except (OverflowError, RecursionError):
+                raise DataError("holds a number or a nesting that is out of all bounds") from None
         except DataError as error:
             raise DataError(error.what, where=f"{path}:{line}", hint=error.hint) from None
     return tuple(rows)

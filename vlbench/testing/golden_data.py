@@ -113,11 +113,12 @@ def _on_disk(scenario: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]], fo
         if file["key"] is None:
             np.save(path, rows)
         else:
-            np.savez_compressed(path, **{file["key"]: rows})
-    rows = [dict(row) for row in scenario["annotations"]]
+            named: Any = {file["key"]: rows}
+            np.savez_compressed(path, **named)
+    lines = [dict(row) for row in scenario["annotations"]]
     if pretraining:  # of pre-training files only the first window is used
-        rows = [{**row, "relevant_windows": row["relevant_windows"][:1]} for row in rows]
-    (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        lines = [{**row, "relevant_windows": row["relevant_windows"][:1]} for row in lines]
+    (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in lines), encoding="utf-8")
 
     tvsum = options["dset_name"] == "tvsum"
     pairs = ["{vid}_rgb.npy", "{vid}_opt.npy"]
