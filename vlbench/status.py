@@ -17,6 +17,7 @@ class Status(StrEnum):
 
     @property
     def style(self) -> str:
+        """The colour on a terminal, as rich names it."""
         return _STYLES[self]
 
 

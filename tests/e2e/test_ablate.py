@@ -108,7 +108,10 @@ def test_collect_reports_without_running(study, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["ablate", "--component", "fraa"], 'error: "fraa" is not a component, loss term or encoder; did you mean "fra"? known:'),
+        (
+            ["ablate", "--component", "fraa"],
+            'error: "fraa" is not a component, loss term or encoder; did you mean "fra"? known:',
+        ),
         (["ablate", "--component", "fra", "--variant", "videolight"], 'did you mean "videolights"'),
         (["ablate", "--component", "fra", "--dataset", "plantd"], 'did you mean "planted"'),
         (["ablate", "--component", "fra", "--features", "slowfast+clop/clip"], 'did you mean "clip"'),
@@ -151,7 +154,9 @@ def test_an_encoder_is_removed_or_added_by_name(workspace):
     assert json.loads(added.stdout)["adds"] and not json.loads(removed.stdout)["adds"]
 
 
-@pytest.mark.parametrize("name", ["unijfm", "bicmf", "alignment", "hard_saliency", "task_coupled", "text.blip2", "glove"])
+@pytest.mark.parametrize(
+    "name", ["unijfm", "bicmf", "alignment", "hard_saliency", "task_coupled", "text.blip2", "glove"]
+)
 def test_any_component_or_loss_term_can_be_planned(workspace, name):
     done = vlbench("ablate", "--component", name, "--dry-run")
     assert done.returncode == (2 if name == "glove" else 0), done.stderr  # planted data has no GloVe

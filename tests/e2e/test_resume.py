@@ -26,7 +26,11 @@ def interrupted(arguments: list[str], store: Path, sign: signal.Signals, whole_g
     """Start the command, wait for its first epoch, send the signal, return the exit status."""
     environment = {**os.environ, "VLBENCH_STORE": str(store)}
     process = subprocess.Popen(
-        [*VLBENCH, *arguments], env=environment, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        [*VLBENCH, *arguments],
+        env=environment,
+        start_new_session=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
     )
     deadline = time.monotonic() + 120
     while not any(Store(store).events(cell) for cell in Store(store).cell_ids()):

@@ -122,11 +122,13 @@ def test_emptying_a_loss_drops_its_weight_and_filling_it_takes_the_default(card)
 def test_an_ablation_card_is_checked(workspace):
     (workspace / "ablations").mkdir()
     path = workspace / "ablations" / "mine.toml"
-    path.write_text('component = "fra"\nquestion = "?"\nvariants = ["videolights"]\nprimary = ["mr-mapp"]\n[[arm]]\nname = "a"\nset = {}\n')
+    path.write_text(
+        'component = "fra"\nquestion = "?"\nvariants = ["videolights"]\nprimary = ["mr-mapp"]\n[[arm]]\nname = "a"\nset = {}\n'
+    )
     with pytest.raises(CardError, match=r'mine.toml:4: primary names "mr-mapp".*did you mean "mr-map"'):
         load_ablation("mine", workspace)
     path.write_text('component = "fra"\nquestion = "?"\nvariants = ["videolights"]\n[[arm]]\nnam = "a"\nset = {}\n')
-    with pytest.raises(CardError, match=r'mine.toml:\d+: '):
+    with pytest.raises(CardError, match=r"mine.toml:\d+: "):
         load_ablation("mine", workspace)
 
 

@@ -26,7 +26,9 @@ SIBLINGS_SHARE = {"data.types"}  # the only thing that floor 2's packages may ta
 
 
 def modules() -> list[Path]:
-    return sorted(path for path in ROOT.rglob("*.py") if path.parent != ROOT or path.stem not in ("__init__", "__main__"))
+    return sorted(
+        path for path in ROOT.rglob("*.py") if path.parent != ROOT or path.stem not in ("__init__", "__main__")
+    )
 
 
 def imports(path: Path) -> set[str]:
@@ -35,7 +37,11 @@ def imports(path: Path) -> set[str]:
         if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("vlbench."):
             found.add(node.module.removeprefix("vlbench."))
         elif isinstance(node, ast.ImportFrom) and node.module == "vlbench":
-            found |= {alias.name for alias in node.names if (ROOT / f"{alias.name}.py").exists() or (ROOT / alias.name).is_dir()}
+            found |= {
+                alias.name
+                for alias in node.names
+                if (ROOT / f"{alias.name}.py").exists() or (ROOT / alias.name).is_dir()
+            }
         elif isinstance(node, ast.Import):
             found |= {a.name.removeprefix("vlbench.") for a in node.names if a.name.startswith("vlbench.")}
     return found
@@ -63,7 +69,9 @@ def test_low_floors_do_not_name_torch(folder):
 def test_only_studies_may_import_optuna():
     for path in modules():
         if path.relative_to(ROOT).parts[0] != "studies":
-            assert "optuna" not in path.read_text().split("import ")[-1] or "import optuna" not in path.read_text(), path
+            assert "optuna" not in path.read_text().split("import ")[-1] or "import optuna" not in path.read_text(), (
+                path
+            )
 
 
 HEAVY = ("torch", "mlflow", "optuna", "pandas", "matplotlib")

@@ -56,7 +56,9 @@ def cards(kind: Kind, root: Path) -> dict[str, Path]:
 
 def load_variant(name: str, root: Path) -> Variant:
     """The resolved variant of this name, or of a path to a card. Raises CardError with the near miss."""
-    return resolve(_find("models", "variant", name, root, None), lambda n, where: _find("models", "variant", n, root, where))
+    return resolve(
+        _find("models", "variant", name, root, None), lambda n, where: _find("models", "variant", n, root, where)
+    )
 
 
 def load_ablation(name: str, root: Path) -> Ablation:

@@ -1,7 +1,7 @@
 """From cards to variants: inheritance, defaults, checks, and edits.
 
-A card is a nested table; a *flat* card is the same content as ``{"model.refinement.use": "fra", ...}``. An ablation is a
-set of flat keys with new values, so an arm is resolved exactly as a card that extends its base.
+A card is a nested table; a *flat* card is the same content as ``{"model.refinement.use": "fra", ...}``. An ablation is
+a set of flat keys with new values, so an arm is resolved exactly as a card that extends its base.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def resolve(path: Path, find_parent: Callable[[str, str], Path]) -> Variant:
     """The variant that a card describes, with every slot filled and every default written out.
 
     Args: path: the card. find_parent: maps a name in ``extends`` and the place that asks for it to a card's path.
-    Raises: CardError with ``file:line`` for whatever cannot be: an unknown key, slot, component, encoder or a wrong type.
+    Raises: CardError with ``file:line`` for whatever cannot be: an unknown key, slot or component, a wrong type.
     """
     draft, chain = Draft(), _chain(path, find_parent, ())
     for card_path, card, text in reversed(chain):
@@ -129,9 +129,7 @@ def flatten(variant: Variant) -> dict[str, Scalar]:
     return flat | {f"train.{key}": value for key, value in variant.recipe.items()}
 
 
-def differences(
-    old: Mapping[str, Scalar], new: Mapping[str, Scalar]
-) -> list[tuple[str, Scalar | None, Scalar | None]]:
+def differences(old: Mapping[str, Scalar], new: Mapping[str, Scalar]) -> list[tuple[str, Scalar | None, Scalar | None]]:
     """The keys in which two flat cards differ, with both values (None: absent)."""
     keys = [*old, *(key for key in new if key not in old)]
     return [(key, old.get(key), new.get(key)) for key in keys if old.get(key) != new.get(key)]
@@ -157,7 +155,8 @@ def build(
 
     features = Features(_encoders("video", values, origin), _encoders("text", values, origin))
     model = {key: take(f"model.{key}", default) for key, default in catalog.model_args.items()}
-    slots, losses = {}, {}
+    slots: dict[str, Use] = {}
+    losses: dict[str, Use] = {}
     for prefix, table, filled in (("model", catalog.model_slots, slots), ("loss", catalog.loss_slots, losses)):
         for slot_name, slot in table.items():
             filled[slot_name] = _fill(f"{prefix}.{slot_name}", slot, values, origin, take)

@@ -126,6 +126,17 @@ def _plan(
     number = seeds or question.ablation.seeds
     return make_plan(
         study=name,
+        kind="ablation",
+        command=options.command_line(
+            "ablate",
+            component=component,
+            variant=variant,
+            dataset=None if dataset_name == options.DEFAULT_DATASET else dataset_name,
+            features=features,
+            set=settings,
+            precision=precision,
+            seeds=number,
+        ),
         question=question.ablation.question,
         component=component,
         adds=question.adds,
@@ -208,18 +219,16 @@ def _noting(moments: Any, running: set[str], publisher: Any) -> Any:
         yield moment
 
 
-def _answer(
-    plan: Plan, store: Store, out: Path, failures: list[str], *, allow_missing: bool, as_json: bool
-) -> int:
+def _answer(plan: Plan, store: Store, out: Path, failures: list[str], *, allow_missing: bool, as_json: bool) -> int:
     from rich.console import Console
 
     from vlbench.cli.view import PIPE_WIDTH
     from vlbench.errors import PlanError
     from vlbench.report.compare import compare
-    from vlbench.report.frame import read
     from vlbench.report.formats import as_json as result_json
+    from vlbench.report.frame import read
     from vlbench.report.tables import terminal
-    from vlbench.report.write import write
+    from vlbench.report.write import write, write_index
 
     for failure in failures:
         click.echo(f"failed: {failure}", err=True)
@@ -236,6 +245,7 @@ def _answer(
     else:
         Console(highlight=False, width=None if sys.stdout.isatty() else PIPE_WIDTH).print(terminal(comparison))
     paths = write(store, plan.study, out, allow_missing=allow_missing)
+    write_index(store, out, allow_missing=True)
     page = next(path for path in paths if path.suffix == ".html")
     click.echo(f"report: {page}", err=as_json)
     return 1 if failures else 0

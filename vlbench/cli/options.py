@@ -41,7 +41,7 @@ def how(command: F) -> F:
         click.option(
             "--precision",
             type=click.Choice(["fp32", "bf16"]),
-            help="Of matrix products; losses and saliency stay in fp32. Part of a cell's identity. [default: the card's]",
+            help="Of matrix products; losses stay in fp32. Part of a cell's identity. [default: the card's]",
         ),
         click.option("--device", default="auto", show_default=True, metavar="NAME", help="auto, cpu, cuda or cuda:N."),
     ):
@@ -57,7 +57,9 @@ def parse_settings(settings: tuple[str, ...], precision: str | None) -> dict[str
     for setting in settings:
         key, equals, text = setting.partition("=")
         if not equals or not key:
-            raise CardError(f'needs KEY=VALUE (got "{setting}")', where="--set", hint="for example --set train.epochs=20")
+            raise CardError(
+                f'needs KEY=VALUE (got "{setting}")', where="--set", hint="for example --set train.epochs=20"
+            )
         try:
             value = tomllib.loads(f"value = {text}")["value"]
         except tomllib.TOMLDecodeError:
@@ -96,3 +98,15 @@ def slots(jobs: int | None, found: list[str]) -> int:
     if jobs is not None:
         return jobs
     return len(os.sched_getaffinity(0)) if found == ["cpu"] else len(found)
+
+
+def command_line(*words: str | None, **given: object) -> str:
+    """The command that asks the same again: words, then the options that were given."""
+    import shlex
+
+    parts = ["vlbench", *(word for word in words if word)]
+    for name, value in given.items():
+        for item in value if isinstance(value, tuple) else (value,):
+            if item is not None:
+                parts += [f"--{name}", str(item)]
+    return shlex.join(parts)

@@ -49,7 +49,7 @@ def report(studies: tuple[str, ...], allow_missing: bool, out: Path, format_: st
     from vlbench.workspace import find
 
     store = Store(find().store)
-    if not store.studies() and not studies:
+    if not store.studies("ablation") and not studies:
         click.echo(f"no study in {store.root}", err=True)
         click.echo("make one: vlbench ablate --component fra", err=True)
         return 0

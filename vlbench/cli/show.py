@@ -49,7 +49,9 @@ def _rows(kind: str, workspace: Any) -> list[tuple[str, str]]:
         return [(name, load_ablation(name, root).question) for name in cards("ablations", root)]
     if kind == "components":
         return [
-            (f"{slot.name}.{entry.name}", entry.summary) for slot in catalog.model_slots.values() for entry in slot.entries()
+            (f"{slot.name}.{entry.name}", entry.summary)
+            for slot in catalog.model_slots.values()
+            for entry in slot.entries()
         ]
     if kind == "losses":
         return [
@@ -119,7 +121,8 @@ def show(name: str, as_json: bool) -> None:
         if name in ablations:
             ablation = load_ablation(name, root)
             click.echo(f"{ablation.name}: {ablation.question}")
-            click.echo(f"  variants {', '.join(ablation.variants)}; {ablation.seeds} seeds; primary {', '.join(ablation.primary)}")
+            variants, primary = ", ".join(ablation.variants), ", ".join(ablation.primary)
+            click.echo(f"  variants {variants}; {ablation.seeds} seeds; primary {primary}")
             for arm in ablation.arms:
                 changes = ", ".join(f"{key} = {_toml(value)}" for key, value in arm.set.items())
                 click.echo(f"  {arm.name}: {changes}" + (f"  ({arm.reason})" if arm.reason else ""))

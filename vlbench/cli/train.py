@@ -57,7 +57,11 @@ def train(
         base = edit(base, changes, origin="--set").variant
     base, note = study.fitting_features(base, data, study.parse_features(features) if features else None)
     plan = make_plan(
-        study=f"train-{base.name}-{data.name}",
+        study=f"train-{base.name}-{data.name}-seed{seed}",
+        kind="train",
+        command=options.command_line(
+            "train", variant, dataset=dataset, features=features, set=settings, precision=precision, seed=seed
+        ),
         question=f"What does {base.title} score with seed {seed}?",
         component="",
         adds=False,
@@ -75,6 +79,7 @@ def train(
     show_plan(plan, workers=workers, expected_s=expected_seconds(plan, store), heading=heading)
     if dry_run:
         return 0
+    store.save_plan(plan.study, plan.as_json())
     failures = _run(plan, store, workspace.root, found, workers, executor) if plan.todo else []
     for failure in failures:
         click.echo(f"failed: {failure}", err=True)

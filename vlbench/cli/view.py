@@ -6,7 +6,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import click
 
@@ -96,7 +96,7 @@ class _Lines:
         self.plan = plan
         self.started = time.monotonic()
 
-    def __enter__(self) -> _Lines:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -126,7 +126,7 @@ class _Live:
         self.started = time.monotonic()
         self.live = Live(console=Console(stderr=True), auto_refresh=False, transient=True)
 
-    def __enter__(self) -> _Live:
+    def __enter__(self) -> Self:
         self.live.start()
         return self
 

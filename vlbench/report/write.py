@@ -66,7 +66,7 @@ def write_all(
     A study that cannot be reported does not keep the others from being written. ``done`` hears of each as it is ready.
     Raises: PlanError for the name of a study that the store does not have.
     """
-    known = store.studies()
+    known = store.studies("ablation")
     wanted = list(dict.fromkeys(studies)) if studies else known
     for study in wanted:
         if study not in known:
@@ -94,7 +94,7 @@ def write_index(store: Store, out: Path, *, allow_missing: bool = False, known: 
     """
     by_name = {outcome.study: outcome for outcome in known}
     entries = []
-    for study in store.studies():
+    for study in store.studies("ablation"):
         outcome = by_name.get(study)
         if outcome is None:
             try:

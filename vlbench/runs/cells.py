@@ -66,7 +66,7 @@ class Score:
     data: DataRef
     features: Features
     metrics: Mapping[str, int]
-    mode: str = "compatible"
+    mode: Literal["compatible", "strict"] = "compatible"
     kind: Literal["score"] = field(default="score", init=False)
 
     def identity(self) -> dict[str, Any]:

@@ -55,9 +55,10 @@ class Store:
         """Every cell that has a spec, sorted."""
         return sorted(path.parent.name for path in (self.root / "cells").glob("*/*/spec.json"))
 
-    def studies(self) -> list[str]:
-        """Every study that was planned, sorted by name."""
-        return sorted(path.parent.name for path in (self.root / "studies").glob("*/plan.json"))
+    def studies(self, kind: str | None = None) -> list[str]:
+        """Every study that was planned, or those of one kind (``ablation``, ``train``), sorted by name."""
+        names = sorted(path.parent.name for path in (self.root / "studies").glob("*/plan.json"))
+        return names if kind is None else [name for name in names if self.load_plan(name).get("kind") == kind]
 
     # --- reading ---
 
@@ -113,7 +114,9 @@ class Store:
                 write_text(folder / "spec.json", to_spec(cell))
         except OSError as error:
             raise StoreError(
-                f"the store cannot be written: {error.strerror}", where=self.root, hint="set VLBENCH_STORE to another folder"
+                f"the store cannot be written: {error.strerror}",
+                where=self.root,
+                hint="set VLBENCH_STORE to another folder",
             ) from error
         return folder
 
@@ -160,7 +163,9 @@ class Store:
             write_text(folder / "plan.json", json.dumps(plan, indent=1))
         except OSError as error:
             raise StoreError(
-                f"the store cannot be written: {error.strerror}", where=self.root, hint="set VLBENCH_STORE to another folder"
+                f"the store cannot be written: {error.strerror}",
+                where=self.root,
+                hint="set VLBENCH_STORE to another folder",
             ) from error
 
     def load_plan(self, study: str) -> dict[str, Any]:

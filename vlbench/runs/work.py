@@ -135,9 +135,7 @@ def _run_score(cell: Score, folder: Path, store: Store, options: Options) -> tup
     tables, notes = [], set()
     for checkpoint in CHECKPOINTS:
         load_weights(model, store.folder(cell.fit) / WEIGHTS[checkpoint])
-        rows = predict(
-            model, reporting, device=device, batch_size=recipe.eval_batch_size, precision=recipe.precision
-        )
+        rows = predict(model, reporting, device=device, batch_size=recipe.eval_batch_size, precision=recipe.precision)
         with replacing(folder / f"predictions-{checkpoint}.jsonl.gz") as path:
             write_predictions(path, rows)
         scores = score(
@@ -211,7 +209,9 @@ def _checkpoint_epoch(path: Path) -> int:
         with safe_open(path, framework="np") as stream:
             return int(json.loads(stream.metadata()["progress"])["next_epoch"]) - 1
     except Exception as error:
-        raise StoreError(f"the checkpoint cannot be read: {error}", where=path, hint="delete it to start anew") from error
+        raise StoreError(
+            f"the checkpoint cannot be read: {error}", where=path, hint="delete it to start anew"
+        ) from error
 
 
 def _device(name: str) -> Any:

@@ -42,7 +42,9 @@ def ask(component: str, base: Variant, dataset: Dataset, card: Ablation | None) 
     if changes is None:
         known = _known(base, dataset) | ({component} if card else set())
         if card is None:
-            raise CardError(f'"{component}" is not a component, loss term or encoder', hint=suggestion(component, known))
+            raise CardError(
+                f'"{component}" is not a component, loss term or encoder', hint=suggestion(component, known)
+            )
         changes = (False, ())
     adds, derived = changes
     if card is None:
@@ -90,7 +92,9 @@ def parse_features(text: str) -> Features:
     video, slash, words = text.partition("/")
     if not slash or not video or not words:
         raise CardError(
-            f'features must be VIDEO+VIDEO/TEXT+TEXT (got "{text}")', where="--features", hint="for example slowfast+clip/clip"
+            f'features must be VIDEO+VIDEO/TEXT+TEXT (got "{text}")',
+            where="--features",
+            hint="for example slowfast+clip/clip",
         )
     return Features(tuple(video.split("+")), tuple(words.split("+")))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 
 from vlbench.errors import EnvironmentProblem
@@ -29,7 +29,7 @@ class Moment:
 
 def conduct(
     plan: Plan, store: Store, executor: Executor, options: Options, on_cell: Callable[[Planned], None] | None = None
-) -> Iterator[Moment]:
+) -> Generator[Moment, None, None]:
     """Run what is missing and say what happens.
 
     Cells that another living process holds are waited for. A cell whose worker died is reported as failed and tried
@@ -77,9 +77,7 @@ def _still_due(cell: Planned) -> bool:
     return cell.status in (Status.NEW, Status.RUNNING, Status.INTERRUPTED)
 
 
-def _news(
-    by_fit: dict[str, Planned], seen: dict[str, int], store: Store, done: int, total: int
-) -> Iterator[Moment]:
+def _news(by_fit: dict[str, Planned], seen: dict[str, int], store: Store, done: int, total: int) -> Iterator[Moment]:
     """Epochs that were written since the last look."""
     for fit_id, cell in by_fit.items():
         events = store.events(fit_id)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 from vlbench import catalog
 from vlbench.canon import canonical, digest
@@ -43,10 +43,13 @@ class Plan:
     """All cells of one study.
 
     adds: whether the arms add the component (True) or take it away (False); it decides the sign of "helps".
-    notes: what a reader has to know before any number, such as encoders that the dataset replaced.
+    notes: what a reader has to know before any number, such as encoders that the dataset replaced. command: what to
+    type to run or finish it.
     """
 
     study: str
+    kind: Literal["ablation", "train"]
+    command: str
     question: str
     component: str
     adds: bool
@@ -76,7 +79,8 @@ class Plan:
         """What the store keeps of a plan."""
         return {
             "study": self.study,
-            "kind": "ablation",
+            "kind": self.kind,
+            "command": self.command,
             "question": self.question,
             "component": self.component,
             "adds": self.adds,
@@ -113,6 +117,8 @@ class Plan:
 def make_plan(
     *,
     study: str,
+    kind: Literal["ablation", "train"],
+    command: str,
     question: str,
     component: str,
     adds: bool,
@@ -154,6 +160,8 @@ def make_plan(
     cells.sort(key=lambda cell: cell.seed)
     return Plan(
         study=study,
+        kind=kind,
+        command=command,
         question=question,
         component=component,
         adds=adds,

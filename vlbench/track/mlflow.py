@@ -47,9 +47,7 @@ class Run:
 
 def runs_of(plan: Mapping[str, Any]) -> list[Run]:
     """Every run of a saved plan."""
-    return [
-        Run(cell["fit"], cell["score"], arm["name"], cell["seed"]) for arm in plan["arms"] for cell in arm["cells"]
-    ]
+    return [Run(cell["fit"], cell["score"], arm["name"], cell["seed"]) for arm in plan["arms"] for cell in arm["cells"]]
 
 
 class Publisher:

@@ -147,9 +147,9 @@ def _train_epoch(
                 raise Diverged(f"a predicted span is not finite in epoch {epoch + 1}, step {steps + 1}")
             losses = criterion(outputs, to_targets(batch, device), epoch=epoch)
             if not bool(torch.isfinite(losses.total)):
-                bad = [name for name, value in losses.terms.items() if not bool(torch.isfinite(value).all())]
+                bad = ", ".join(name for name, value in losses.terms.items() if not bool(torch.isfinite(value).all()))
                 raise Diverged(
-                    f"the loss is {float(losses.total)} in epoch {epoch + 1}, step {steps + 1} (terms: {', '.join(bad)})"
+                    f"the loss is {float(losses.total)} in epoch {epoch + 1}, step {steps + 1} (terms: {bad})"
                 )
             optimizer.zero_grad(set_to_none=True)
             losses.total.backward()  # type: ignore[no-untyped-call]
