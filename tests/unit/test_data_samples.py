@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from pathlib import Path
 from types import SimpleNamespace
@@ -221,6 +222,16 @@ def test_two_builders_at_once(dataset: Dataset, tmp_path: Path) -> None:
         thread.join()
     assert failures == []
     assert len(list((store / "packs").iterdir())) == 3  # nothing half-built is left
+
+
+def test_what_a_killed_builder_left_is_cleared_after_a_day(dataset: Dataset, tmp_path: Path) -> None:
+    old, new = (tmp_path / "store" / "packs" / name for name in (".old-x", ".new-x"))
+    for folder in (old, new):
+        folder.mkdir(parents=True)
+    os.utime(old, (0, 0))
+    Packed.open(dataset, "fit", ALL, tmp_path / "store")
+    assert not old.exists()
+    assert new.exists()
 
 
 @pytest.mark.parametrize("kept", [True, False])

@@ -6,9 +6,11 @@ memory-mapped array in their source's dtype, under the digest of what is in it. 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +27,9 @@ from vlbench.errors import DataError, StoreError
 if TYPE_CHECKING:
     from vlbench.cards.kinds import Features
     from vlbench.data.base import Dataset
+
+
+ABANDONED_S = 24 * 3600.0  # longer than any table takes to build
 
 
 @dataclass(frozen=True)
@@ -115,6 +120,11 @@ def _gathered(stream: Stream, distinct: Mapping[str, Query], most: int) -> Table
 def _build(folder: Path, stream: Stream, distinct: Mapping[str, Query], most: int) -> None:
     """Write a table beside its place and rename it there; whoever comes second uses the first one's."""
     folder.parent.mkdir(parents=True, exist_ok=True)
+    for left in folder.parent.glob(".*"):  # by builders that were killed
+        with contextlib.suppress(OSError):  # gone meanwhile
+            age_s = time.time() - left.stat().st_mtime
+            if age_s > ABANDONED_S:
+                shutil.rmtree(left)
     building = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
     try:
         shapes = {key: stream.shape(query) for key, query in distinct.items()}
