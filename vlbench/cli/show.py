@@ -121,8 +121,8 @@ def show(name: str, as_json: bool) -> None:
         if name in ablations:
             ablation = load_ablation(name, root)
             click.echo(f"{ablation.name}: {ablation.question}")
-            variants, primary = ", ".join(ablation.variants), ", ".join(ablation.primary)
-            click.echo(f"  variants {variants}; {ablation.seeds} seeds; primary {primary}")
+            names, primary = ", ".join(ablation.variants), ", ".join(ablation.primary)
+            click.echo(f"  variants {names}; {ablation.seeds} seeds; primary {primary}")
             for arm in ablation.arms:
                 changes = ", ".join(f"{key} = {_toml(value)}" for key, value in arm.set.items())
                 click.echo(f"  {arm.name}: {changes}" + (f"  ({arm.reason})" if arm.reason else ""))

@@ -70,7 +70,7 @@ class _Topic:
 def check_directory(path: Path) -> list[CaseResult]:
     """Run every file of the format found in a directory, in the order of names.
 
-    Returns: one result per case; a file whose topic has no public function gives one result that is not ok.    """
+    Returns: one result per case; a file whose topic has no public function gives one result that is not ok."""
     results: list[CaseResult] = []
     for file in sorted(Path(path).glob("*.json")):
         content = json.loads(file.read_text(encoding="utf-8"))
