@@ -7,7 +7,13 @@ from pathlib import Path
 import click
 
 
-@click.group()
+@click.group(
+    epilog="""\b
+Examples:
+  vlbench data list
+  vlbench data check planted-quick
+""",
+)
 def data() -> None:
     """List, check and export datasets."""
 
@@ -20,7 +26,7 @@ Examples:
 """,
 )
 def list_() -> None:
-    """List the datasets of this workspace: declared ones with their file and line, and built-in ones."""
+    """List declared datasets with their file and line, and built-in ones."""
     from vlbench import catalog
     from vlbench.workspace import find
 
@@ -42,9 +48,10 @@ Examples:
 @click.argument("name")
 @click.option("--features", metavar="VIDEO/TEXT", help="Look at these encoders only, such as slowfast+clip/clip.")
 def check(name: str, features: str | None) -> int:
-    """Read all annotations and feature files of a dataset and report everything that is wrong.
+    """Report everything that is wrong with a dataset.
 
-    Each kind of fault is one line with how often it was found and its first examples. Exit status 2 if training could
+    All annotations and feature files are read once. Each kind of fault is one line with how often it was found and its
+    first examples. Exit status 2 if training could
     not work, 0 if it could, even with warnings.
     """
     from vlbench.data import check as checks
@@ -83,9 +90,9 @@ Examples:
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path, file_okay=False))
 @click.option("--as", "as_", metavar="NAME", help="The dataset's name in the declaration. [default: NAME-files]")
 def export(name: str, folder: Path, as_: str | None) -> None:
-    """Write a dataset to disk in the field's layout: annotations, npz files per encoder, and a vlbench.toml.
+    """Write a dataset to disk in the field's layout.
 
-    The folder is then a workspace of its own; copy the declaration to use the files elsewhere.
+    Annotations, npz files per encoder and a vlbench.toml: the folder is then a workspace of its own; copy the declaration to use the files elsewhere.
     """
     from vlbench.data.base import open_dataset
     from vlbench.data.export import export as write
