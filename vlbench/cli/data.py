@@ -26,7 +26,7 @@ Examples:
 """,
 )
 def list_() -> None:
-    """List declared datasets with their file and line, and built-in ones."""
+    """List declared datasets with their place, and built-in ones."""
     from vlbench import catalog
     from vlbench.workspace import find
 
@@ -92,7 +92,8 @@ Examples:
 def export(name: str, folder: Path, as_: str | None) -> None:
     """Write a dataset to disk in the field's layout.
 
-    Annotations, npz files per encoder and a vlbench.toml: the folder is then a workspace of its own; copy the declaration to use the files elsewhere.
+    Annotations, npz files per encoder and a vlbench.toml: the folder is then a workspace of its own; copy the
+    declaration to use the files elsewhere.
     """
     from vlbench.data.base import open_dataset
     from vlbench.data.export import export as write
