@@ -98,7 +98,7 @@ def _plan(
     from vlbench.canon import digest
     from vlbench.cards.library import load_variant
     from vlbench.cards.resolve import edit
-    from vlbench.data.base import open_dataset
+    from vlbench.data.base import open_dataset, parse_features
     from vlbench.studies import ablate as study
     from vlbench.studies.plan import make_plan
 
@@ -112,7 +112,7 @@ def _plan(
     if changes:
         base = edit(base, changes, origin="--set").variant
         notes += [f"in every arm: {key} = {value}" for key, value in changes.items()]
-    wanted = study.parse_features(features) if features else None
+    wanted = parse_features(features, "--features") if features else None
     base, note = study.fitting_features(base, dataset, wanted)
     notes += [note] if note else []
     question = study.ask(component, base, dataset, card)

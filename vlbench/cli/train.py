@@ -43,7 +43,7 @@ def train(
     from vlbench.cards.resolve import edit
     from vlbench.cli.ablate import _print_json, _run
     from vlbench.cli.view import show_plan
-    from vlbench.data.base import open_dataset
+    from vlbench.data.base import open_dataset, parse_features
     from vlbench.runs.store import Store
     from vlbench.studies import ablate as study
     from vlbench.studies.plan import BASELINE, expected_seconds, make_plan
@@ -55,7 +55,8 @@ def train(
     base = load_variant(variant, workspace.root)
     if changes := options.parse_settings(settings, precision):
         base = edit(base, changes, origin="--set").variant
-    base, note = study.fitting_features(base, data, study.parse_features(features) if features else None)
+    wanted = parse_features(features, "--features") if features else None
+    base, note = study.fitting_features(base, data, wanted)
     plan = make_plan(
         study=f"train-{base.name}-{data.name}-seed{seed}",
         kind="train",

@@ -87,18 +87,6 @@ def fitting_features(base: Variant, dataset: Dataset, wanted: Features | None) -
     return arm.variant, f"features: {base.features} -> {arm.variant.features} (in every arm)"
 
 
-def parse_features(text: str) -> Features:
-    """``slowfast+clip/clip`` -> Features. Raises CardError if it does not have this form."""
-    video, slash, words = text.partition("/")
-    if not slash or not video or not words:
-        raise CardError(
-            f'features must be VIDEO+VIDEO/TEXT+TEXT (got "{text}")',
-            where="--features",
-            hint="for example slowfast+clip/clip",
-        )
-    return Features(tuple(video.split("+")), tuple(words.split("+")))
-
-
 def _changes(component: str, base: Variant, dataset: Dataset) -> tuple[bool, tuple[ArmCard, ...]] | None:
     """Whether the component is added, and the arms; None if the name is not known."""
     flat_name = component.removeprefix("model.").removeprefix("loss.")

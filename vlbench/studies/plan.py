@@ -140,10 +140,13 @@ def make_plan(
         notes.append(f"{', '.join(left)}: not measured, {dataset.name} has no annotations for it")
     if not known:
         raise DataError(f'none of the primary metrics ({", ".join(primary)}) can be measured on "{dataset.name}"')
+    for arm in arms:
+        _check_features(dataset, arm.variant)
+    for features in dict.fromkeys(arm.variant.features for arm in arms):
+        dataset.require(features)
     cells, parameters = [], {}
     for arm in arms:
         features = arm.variant.features
-        _check_features(dataset, arm.variant)
         training = DataRef(
             dataset.name,
             {role: dataset.fingerprint(role, features) for role in ("fit", "tune")},
