@@ -50,7 +50,6 @@ class VariantCard(Schema):
     train: dict[str, Any] = Field(default_factory=dict)
     search: dict[str, dict[str, Any]] = Field(default_factory=dict)
     reported: list[ReportedTable] = Field(default_factory=list)
-    tuned: dict[str, dict[str, Any]] = Field(default_factory=dict)
 
 
 class Draft:
