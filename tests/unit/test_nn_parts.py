@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from vlbench.nn.activation import PReLU
 from vlbench.nn.dropout import Dropout, dropped
 from vlbench.nn.feedback import moment_clips, sliced
 from vlbench.nn.masks import LOG_TINY, masked_softmax, released_pairs
@@ -87,6 +88,20 @@ def test_attention_is_the_same_with_and_without_the_fused_function() -> None:
         torch.testing.assert_close(
             attention.train()(query, key, value, mask), attention.eval()(query, key, value, mask)
         )
+
+
+def test_the_slope_is_trained_as_torch_trains_it() -> None:
+    ours, theirs = PReLU(), torch.nn.PReLU()
+    rows, direction = torch.randn(5, 7, 3), torch.randn(5, 7, 3)
+    found = []
+    for part in (ours, theirs):
+        given = rows.clone().requires_grad_()
+        out = part(given)
+        (out * direction).sum().backward()
+        found.append((out.detach(), given.grad, part.weight.grad))
+    for mine, torchs in zip(*found, strict=True):
+        torch.testing.assert_close(mine, torchs)
+    assert torch.autograd.gradcheck(ours.double(), torch.randn(4, 5, dtype=torch.double, requires_grad=True))
 
 
 def test_released_pairs_read_the_wrong_sample() -> None:

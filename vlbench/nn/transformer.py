@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from vlbench.nn.activation import PReLU
 from vlbench.nn.dropout import Dropout, dropped
 from vlbench.nn.masks import keys
 from vlbench.nn.position import anchor_positions
@@ -93,7 +94,7 @@ class FeedForward(nn.Module):
     def __init__(self, sizes: Sizes) -> None:
         super().__init__()
         self.up = nn.Linear(sizes.width, sizes.feedforward)
-        self.activation = nn.PReLU()
+        self.activation = PReLU()
         self.dropout = Dropout(sizes.dropout)
         self.down = nn.Linear(sizes.feedforward, sizes.width)
 
