@@ -106,8 +106,8 @@ def _step(variant: Any, workspace: Any) -> str:
     losses = Criterion.of(variant, dataset.trains)(model(to_inputs(batch, cpu)), to_targets(batch, cpu), epoch=0)
     losses.total.backward()  # type: ignore[no-untyped-call]
     if not bool(torch.isfinite(losses.total)):
-        raise Diverged(f"the loss of {variant.name} is {float(losses.total)} on planted data")
-    return f"{parameters_of(model):,} parameters on {dataset.name}, one step, loss {float(losses.total):.3g}"
+        raise Diverged(f"the loss of {variant.name} is {float(losses.total.detach())} on planted data")
+    return f"{parameters_of(model):,} parameters on {dataset.name}, one step, loss {float(losses.total.detach()):.3g}"
 
 
 def _arms(name: str, workspace: Any) -> str:

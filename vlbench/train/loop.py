@@ -149,7 +149,7 @@ def _train_epoch(
             if not bool(torch.isfinite(losses.total)):
                 bad = ", ".join(name for name, value in losses.terms.items() if not bool(torch.isfinite(value).all()))
                 raise Diverged(
-                    f"the loss is {float(losses.total)} in epoch {epoch + 1}, step {steps + 1} (terms: {bad})"
+                    f"the loss is {float(losses.total.detach())} in epoch {epoch + 1}, step {steps + 1} (terms: {bad})"
                 )
             optimizer.zero_grad(set_to_none=True)
             losses.total.backward()  # type: ignore[no-untyped-call]
