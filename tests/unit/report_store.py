@@ -67,11 +67,15 @@ def build_store(
     failed: Mapping[tuple[str, int], str] | None = None,
     reported: Sequence[Mapping[str, Any]] = REPORTED,
     warnings: Sequence[str] = (),
+    oddities: Mapping[tuple[str, int], Sequence[Mapping[str, Any]]] | None = None,
+    parameters: Mapping[str, int] | None = None,
+    selected: int = 3,
 ) -> Store:
     """Write plan.json and every cell's files. Arms in order, the first is the baseline; seeds 0, 1, ...
 
     skip: (arm, seed) without any file. failed: (arm, seed) -> cause. The last epoch's scores are the selected ones
-    plus ``last_shift`` in the baseline only.
+    plus ``last_shift`` in the baseline only. oddities: (arm, seed) -> what its score warns of, added to ``warnings``;
+    None: records as they were before warnings had values. selected: the epoch that was kept, from 0 to 5.
     """
     store = Store(root)
     failed = failed or {}
@@ -90,8 +94,10 @@ def build_store(
                 store.fail(fit, failed[arm, seed], "", {})
                 continue
             one = {metric: values[seed] for metric, values in scores[arm].items()}
-            _write_fit(store, fit, seed, one)
-            _write_score(store, score, fit, one, shared_videos, last_shift if number == 0 else 0.0, warnings)
+            _write_fit(store, fit, seed, one, selected)
+            odd = None if oddities is None else oddities.get((arm, seed), ())
+            shift = last_shift if number == 0 and selected != 5 else 0.0
+            _write_score(store, score, fit, one, shared_videos, shift, warnings, odd)
         entries.append(
             {
                 "name": arm,
@@ -99,7 +105,7 @@ def build_store(
                 "title": "Tiny",
                 "features": "slowfast+clip/clip",
                 "edits": list((edits or {}).get(arm, [] if number == 0 else [f"model.refinement.use: fra -> {arm}"])),
-                "parameters": 1_200_000 - 100_000 * number,
+                "parameters": (parameters or {}).get(arm, 1_200_000 - 100_000 * number),
                 "reported": [dict(entry) for entry in reported] if number == 0 else [],
                 "cells": cells,
             }
@@ -124,7 +130,7 @@ def _made_by(seconds: float, seed: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _write_fit(store: Store, cell: str, seed: int, one: Mapping[str, np.ndarray]) -> None:
+def _write_fit(store: Store, cell: str, seed: int, one: Mapping[str, np.ndarray], selected: int) -> None:
     folder = store.folder(cell)
     folder.mkdir(parents=True)
     identity = {"kind": "fit", "seed": seed, "variant": {"recipe": {"select": "mr-map+hd-map", "epochs": 6}}}
@@ -142,7 +148,7 @@ def _write_fit(store: Store, cell: str, seed: int, one: Mapping[str, np.ndarray]
         lines.append(json.dumps(event))
     (folder / "events.jsonl").write_text("\n".join(lines) + "\n")
     record = {
-        "cell": cell, "kind": "fit", "parameters": 1_200_000, "epochs": 6, "selected_epoch": 3,
+        "cell": cell, "kind": "fit", "parameters": 1_200_000, "epochs": 6, "selected_epoch": selected,
         "queries": {"fit": 200, "tune": 30}, "summary": {}, "files": {},
     }  # fmt: skip
     store.finish(cell, record, _made_by(41.0 + seed, seed))
@@ -156,6 +162,7 @@ def _write_score(
     shared_videos: bool,
     shift: float,
     warnings: Sequence[str],
+    oddities: Sequence[Mapping[str, Any]] | None,
 ) -> None:
     folder = store.folder(cell)
     folder.mkdir(parents=True)
@@ -178,4 +185,7 @@ def _write_score(
         "summary": {f"selected/{metric}": float(np.nanmean(values)) for metric, values in one.items()},
         "warnings": list(warnings), "files": {"queries.parquet": digest_file(folder / "queries.parquet")},
     }  # fmt: skip
+    if oddities is not None:
+        record["oddities"] = [dict(entry) for entry in oddities]
+        record["warnings"] = sorted({*warnings, *(entry["text"] for entry in oddities)})
     store.finish(cell, record, _made_by(2.0, 0))

@@ -5,14 +5,17 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tests.unit.report_store import build_store, make_scores
+from tests.unit.report_store import Scores, build_store, make_scores
 from vlbench.errors import PlanError
-from vlbench.report.compare import Comparison, compare
+from vlbench.report import words
+from vlbench.report.compare import Comparison, compare, subject
 from vlbench.report.frame import read
+from vlbench.report.methods import advice
 from vlbench.stats.correct import bh, holm
 from vlbench.stats.design import contrast, difference
 
 ARMS = {"baseline": 0.05, "without FRA": 0.0, "placebo": 0.045}
+PLACEBO = "FRA against a placebo of equal size"
 VIDEOS = [q // 2 for q in range(40)]
 
 
@@ -90,19 +93,18 @@ def test_the_sign_is_the_components_whether_arms_remove_or_add_it(tmp_path):
 def test_the_answer_says_metric_size_interval_p_and_n(tmp_path):
     found = judged(tmp_path, make_scores({"baseline": 0.1, "without FRA": 0.0}, seeds=5), primary=["mr-map"])
     row = found.rows[0]
+    assert row.p_adjusted < 1e-4
     assert found.answer == (
-        f"fra helps: MR-mAP +{row.points:.2f} points (95% interval +{row.low:.2f} to +{row.high:.2f}, "
-        f"adjusted p = {found.answer.split('adjusted p = ')[1].split(',')[0]}, 5 seeds, 40 queries)."
-        if row.p_adjusted >= 1e-4
-        else f"fra helps: MR-mAP +{row.points:.2f} points (95% interval +{row.low:.2f} to +{row.high:.2f}, "
-        "adjusted p < 0.0001, 5 seeds, 40 queries)."
+        f"FRA: helps on MR-mAP (+{row.points:.2f} points, 95% interval +{row.low:.2f} to +{row.high:.2f}, "
+        "adjusted p < 0.0001); 5 seeds, 40 queries."
     )
 
 
 def test_several_arms_get_a_sentence_each_with_what_could_have_been_seen(tmp_path):
     found = judged(tmp_path, make_scores(ARMS))
     assert list(found.answers) == ["without FRA", "placebo"]
-    assert found.answers["placebo"].startswith("Against “placebo”, whether fra helps is unresolved: MR-mAP")
+    assert found.answers["without FRA"].startswith("FRA against nothing: helps on MR-mAP (+")
+    assert found.answers["placebo"].startswith("FRA against a placebo: unresolved on MR-mAP (")
     assert f"could have seen {found.row('placebo', 'mr-map').verdict.mde:.2f}" in found.answers["placebo"]
 
 
@@ -112,7 +114,56 @@ def test_equivalent_arms_are_called_so(tmp_path):
     other = np.round(base + rng.normal(0, 1e-3, base.shape), 5)
     found = judged(tmp_path, {"baseline": {"mr-map": base}, "without FRA": {"mr-map": other}}, primary=["mr-map"])
     assert found.rows[0].verdict.word == "equivalent"
-    assert found.answer.startswith("fra makes no difference beyond ±0.5 points (equivalent): MR-mAP")
+    assert found.answer.startswith("FRA: equivalent within ±0.5 points on MR-mAP (")
+    low, high = (100 * bound for bound in found.rows[0].contrast.ci(0.9))  # the interval that the word rests on
+    assert f"90% interval {words.interval(low, high)}" in found.answer and -0.5 < low < high < 0.5
+
+
+@pytest.mark.parametrize(
+    ("component", "adds", "arms", "parameters", "wanted"),
+    [
+        ("fra", False, ["without FRA"], {}, ["FRA"]),
+        ("fra", False, ["without FRA", "placebo"], {"placebo": 1_200_000}, ["FRA against nothing", PLACEBO]),
+        ("fra", False, ["without fra", "one-way"], {}, ["fra against nothing", "fra against “one-way”"]),
+        ("noise", True, ["with noise"], {}, ["noise, added"]),
+        ("noise", True, ["with noise", "twice"], {}, ["noise, added", "noise in “twice”"]),
+        ("a.b", False, ["without a.b", "without axb"], {}, ["a.b against nothing", "a.b against “without axb”"]),
+        ("fra", False, ["without FRA", "WITHOUT fra"], {}, ["FRA against “without FRA”", "FRA against “WITHOUT fra”"]),
+    ],
+)
+def test_a_verdict_names_what_it_is_about_in_the_words_of_the_plan(tmp_path, component, adds, arms, parameters, wanted):
+    scores = make_scores(dict.fromkeys(["baseline", *arms], 0.0), seeds=2)
+    found = judged(tmp_path, scores, component=component, adds=adds, parameters=parameters, question="Is it so?")
+    assert [subject(found, arm) for arm in arms] == wanted
+    assert [answer.split(":")[0] for answer in found.answers.values()] == wanted
+
+
+def test_the_variance_is_shared_out_between_runs_and_queries(tmp_path):
+    rng = np.random.default_rng(5)
+    hard = rng.normal(0, 0.1, 40)
+
+    def scores(by_run: float, by_query: float) -> dict[str, Scores]:
+        made = {}
+        for arm in ("baseline", "without FRA"):
+            runs = by_run * np.array([[-1], [1], [-1], [1]])
+            queries = by_query * np.where(np.arange(40) % 4 < 2, 1, -1) * (1 if arm == "baseline" else -1)
+            made[arm] = {"mr-map": np.clip(0.5 + hard + runs + queries + rng.normal(0, 1e-3, (4, 40)), 0, 1)}
+        return made
+
+    cases = {"runs": (0.05, 0.001), "queries": (0.0005, 0.05), "both": (0.02, 0.05)}
+    told = {}
+    for name, sizes in cases.items():
+        found = judged(tmp_path / name, scores(*sizes), primary=["mr-map"])
+        row = found.rows[0]
+        runs, queries = row.shares
+        c = row.contrast
+        assert runs == pytest.approx(c.var_seed / c.se_general**2) and queries <= 1
+        assert runs + queries >= 1 - 1e-9  # what both share counts twice
+        told[name] = advice(found, "mr-map")
+    assert "more seeds or steadier training help, more queries hardly" in told["runs"][-1]
+    assert "more queries help, more seeds hardly" in told["queries"][-1]
+    assert "more seeds and more queries both help" in told["both"][-1]
+    assert all("could have seen" in lines[0] and "no effect" not in " ".join(lines) for lines in told.values())
 
 
 def test_one_seed_speaks_about_checkpoints_only(tmp_path):
@@ -120,7 +171,9 @@ def test_one_seed_speaks_about_checkpoints_only(tmp_path):
     assert found.one_seed and found.estimand == "checkpoint"
     assert found.rows[0].standard_errors["general"] is None and found.rows[0].standard_errors["checkpoint"] > 0
     assert found.means["baseline", "mr-map"].sd_seeds is None
-    assert "The checkpoint with fra is better" in found.answer and "not about the method" in found.answer
+    assert found.answer.startswith("FRA, these checkpoints only: helps on MR-mAP (")
+    assert found.answer.endswith("One seed: this is about these checkpoints, not about the method.")
+    assert found.rows[0].shares is None
 
 
 def test_a_primary_metric_that_was_not_measured_is_named_and_leaves_the_family(tmp_path):

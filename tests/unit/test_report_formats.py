@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from tests.unit.report_store import build_store, make_scores
-from vlbench.report import figures
+from vlbench.report import figures, words
 from vlbench.report.compare import Comparison, compare
 from vlbench.report.formats import to_csv, to_json, to_latex, to_markdown
 from vlbench.report.frame import read
@@ -177,9 +177,23 @@ def test_the_terminal_says_it_in_words_within_its_width(usual, width):
     for row in usual.rows:
         assert row.verdict.word in text and f"{row.points:+.2f}" in text
     assert "reported, not measured (baseline; test; arXiv v1, table II): 43.38" in text
-    assert " ".join(usual.answers["placebo"].replace("“", '"').replace("”", '"').replace("−", "-").split()) in " ".join(
-        text.split()
-    )
+
+
+@pytest.mark.parametrize("width", [80, 110])
+def test_the_terminal_ends_in_the_verdicts(usual, width):
+    lines = [line.split() for line in shown(usual, width).rstrip().splitlines()]
+    verdicts = [" ".join(line) for line in lines[-1 - len(usual.rows) :]]
+    assert verdicts[0] == usual.frame.question and verdicts[1].startswith("FRA against nothing MR-mAP helps +")
+    for line, row in zip(verdicts[1:], usual.rows, strict=True):
+        assert f"{row.title} {row.verdict.word} {words.signed(row.points)}".replace("−", "-") in line
+    assert len(lines) <= 45
+
+
+def test_a_checkpoint_that_is_always_the_last_is_not_shown_twice_and_is_warned_of(tmp_path):
+    found = judged(tmp_path, {"baseline": 0.1, "without FRA": 0.0}, selected=5)
+    assert "The last epoch was the best one in 6 of 6 runs: longer training" in " ".join(shown(found, 110).split())
+    assert "As a check" not in shown(found)
+    assert "so both are the same" in study_page(Report(found, ()))
 
 
 def test_the_terminal_takes_markup_as_text(nasty):

@@ -70,7 +70,7 @@ def score(
         raise CardError(f'"{mode}" is not a mode of evaluation', hint=suggestion(mode, ("compatible", "strict")))
     packs = Packs(queries, predictions, mode, clip_s, max_windows)
     packs.check()
-    notes = list(
+    notes: list[str] = list(
         oddities.find(packs.queries, predictions, packs.rows, mode=mode, clip_s=clip_s, max_windows=max_windows)
     )
     values: dict[str, Array] = {}

@@ -1,8 +1,12 @@
-"""What is odd about a set of predictions, in sentences: each says how often, where first, and what it does."""
+"""What is odd about a set of predictions, in sentences: each says how often, where first, and what it does.
+
+A sentence also carries what it says as values, so that the sentences of many runs can be told in one.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +27,50 @@ from vlbench.metrics.moments import Array, Mask, Mode
 EXAMPLES = 3
 
 
+class Oddity(str):
+    """A sentence about one set of predictions, and the same as values.
+
+    what: the kind, in words that need no number: "windows without length". queries: how many of the ``of`` queries have
+    it (videos for TVSum). effect: what scoring does about it, may be empty. first: the first of these queries. moved:
+    (metric, low, value, high) in percent, where an arbitrary order could move the metric; else None.
+    """
+
+    what: str
+    queries: int
+    of: int
+    effect: str
+    first: tuple[Qid, ...]
+    moved: tuple[str, float, float, float] | None
+
+    def __new__(
+        cls,
+        sentence: str,
+        what: str = "",
+        found: Sequence[Qid] | int = 0,
+        of: int = 0,
+        effect: str = "",
+        moved: tuple[str, float, float, float] | None = None,
+    ) -> Self:
+        """A sentence with its values. found: the queries that have it, or only how many."""
+        self = super().__new__(cls, sentence)
+        self.what, self.of, self.effect, self.moved = what, of, effect, moved
+        self.queries = found if isinstance(found, int) else len(found)
+        self.first = () if isinstance(found, int) else tuple(found[:EXAMPLES])
+        return self
+
+    def as_json(self) -> dict[str, Any]:
+        """The sentence and its values, for a record."""
+        return {
+            "text": str(self),
+            "what": self.what,
+            "queries": self.queries,
+            "of": self.of,
+            "effect": self.effect,
+            "first": list(self.first),
+            "moved": None if self.moved is None else list(self.moved),
+        }
+
+
 def find(
     queries: Sequence[Query],
     predictions: Sequence[Prediction],
@@ -31,19 +79,23 @@ def find(
     mode: Mode,
     clip_s: float,
     max_windows: int,
-) -> Iterator[str]:
+) -> Iterator[Oddity]:
     """Everything worth a sentence. rows: per query its predictions, in file order."""
     known = {query.qid for query in queries}
     missing = [query.qid for query, found in zip(queries, rows, strict=True) if not found]
     if missing:
-        yield f"{_of(missing, len(queries), 'has', 'have')} no prediction{_first(missing)}: scored 0"
+        text = f"{_of(missing, len(queries), 'has', 'have')} no prediction{_first(missing)}: scored 0"
+        yield Oddity(text, "no prediction", missing, len(queries), "scored 0")
     unknown = list(dict.fromkeys(row.qid for row in predictions if row.qid not in known))
     if unknown:
-        yield f"{_count(len(unknown), 'predicted query', 'predicted queries')} not annotated{_first(unknown)}: not read"
+        number = _count(len(unknown), "predicted query", "predicted queries")
+        text = f"{number} not annotated{_first(unknown)}: not read"
+        yield Oddity(text, "predictions that are not annotated", unknown, len(predictions), "not read")
     twice = [query.qid for query, found in zip(queries, rows, strict=True) if len(found) > 1]
     if twice:
         effect = "the last row counts" if mode == "strict" else "AP pools their windows, the rest reads the last row"
-        yield f"{_of(twice, len(queries), 'has', 'have')} more than one row{_first(twice)}: {effect}"
+        text = f"{_of(twice, len(queries), 'has', 'have')} more than one row{_first(twice)}: {effect}"
+        yield Oddity(text, "more than one row", twice, len(queries), effect)
     answered = [(query, row) for query, found in zip(queries, rows, strict=True) for row in found[-1:]]
     if any(query.windows_se is not None for query in queries) and any(row.windows is not None for _, row in answered):
         yield from _windows(answered, mode, max_windows)
@@ -61,12 +113,16 @@ def hit_ties(clips: Highlights) -> list[str]:
     level = LEVELS["VeryGood"]
     low, high = (100 * np.nanmean(value) for value in hit_at_1_range(clips, at_least=level))
     value = 100 * np.nanmean(hit_at_1(clips, at_least=level))
+    text = f"{_count(tied, 'query', 'queries')} with ties for the top clip"
     if low == high:
-        return [f"{_count(tied, 'query', 'queries')} with ties for the top clip, which leave HIT@1 (VeryGood) as it is"]
-    return [
-        f"{_count(tied, 'query', 'queries')} with ties for the top clip: the first one is taken; "
-        f"their order could move HIT@1 (VeryGood), here {value:.2f}, to anything from {low:.2f} to {high:.2f}"
-    ]
+        text += ", which leave HIT@1 (VeryGood) as it is"
+    else:
+        text += (
+            ": the first one is taken; "
+            f"their order could move HIT@1 (VeryGood), here {value:.2f}, to anything from {low:.2f} to {high:.2f}"
+        )
+    moved = ("HIT@1 (VeryGood)", float(low), float(value), float(high))
+    return [Oddity(text, "ties for the top clip", tied, int(clips.asked.sum()), moved=moved)]
 
 
 def top5_ties(labels: Labels) -> list[str]:
@@ -83,21 +139,26 @@ def top5_ties(labels: Labels) -> list[str]:
         higher.append(tvsum_ap(score, label, mode=labels.mode, ties="higher").mean())
     if not tied:
         return []
-    return [
+    first, other = float(100 * np.mean(lower)), float(100 * np.mean(higher))
+    text = (
         f"{_count(tied, 'video', 'videos')} with tied scores among the best clips: the earlier clip is taken; "
-        f"top-5 mAP is {100 * np.mean(lower):.2f}, and {100 * np.mean(higher):.2f} with the later clip first"
-    ]
+        f"top-5 mAP is {first:.2f}, and {other:.2f} with the later clip first"
+    )
+    moved = ("top-5 mAP", min(first, other), first, max(first, other))
+    return [Oddity(text, "tied scores among the best clips", tied, len(lower), moved=moved)]
 
 
-def _windows(answered: Sequence[tuple[Query, Prediction]], mode: Mode, max_windows: int) -> Iterator[str]:
+def _windows(answered: Sequence[tuple[Query, Prediction]], mode: Mode, max_windows: int) -> Iterator[Oddity]:
     pairs = [(query, row.windows) for query, row in answered if query.windows_se is not None]
     qids = [query.qid for query, _ in pairs]
     none = [qid for qid, (_, windows) in zip(qids, pairs, strict=True) if windows is None or len(windows) == 0]
     if none:
-        yield f"{_of(none, len(qids), 'has', 'have')} no windows{_first(none)}: scored 0"
+        text = f"{_of(none, len(qids), 'has', 'have')} no windows{_first(none)}: scored 0"
+        yield Oddity(text, "no windows", none, len(qids), "scored 0")
     pairs = [(query, windows) for query, windows in pairs if windows is not None and len(windows)]
     if not pairs:
         return
+    total = len(qids)
     qids = [query.qid for query, _ in pairs]
     counts = np.array([len(windows) for _, windows in pairs if windows is not None])
     row = np.repeat(np.arange(len(pairs)), counts)
@@ -110,67 +171,80 @@ def _windows(answered: Sequence[tuple[Query, Prediction]], mode: Mode, max_windo
     nan = np.isnan(start) | np.isnan(end) | np.isnan(score)
     if nan.any():
         effect = "it hits nothing or ranks last" if mode == "strict" else "AP counts a NaN border as a hit, R1 as none"
-        yield f"{_count(int(nan.sum()), 'window', 'windows')} with NaN{_first(rows(nan))}: {effect}"
+        text = f"{_count(int(nan.sum()), 'window', 'windows')} with NaN{_first(rows(nan))}: {effect}"
+        yield Oddity(text, "windows with NaN", rows(nan), total, effect)
     inverted = end < start
     if inverted.any():
         effect = "they hit nothing" if mode == "strict" else "AP can count such a window as a hit"
         number = _count(int(inverted.sum()), "window ends", "windows end")
-        yield f"{number} before the start{_first(rows(inverted))}: {effect}"
+        text = f"{number} before the start{_first(rows(inverted))}: {effect}"
+        yield Oddity(text, "windows that end before their start", rows(inverted), total, effect)
     empty = end == start
     if empty.any():
-        yield f"{_count(int(empty.sum()), 'window has', 'windows have')} no length{_first(rows(empty))}"
+        text = f"{_count(int(empty.sum()), 'window has', 'windows have')} no length{_first(rows(empty))}"
+        yield Oddity(text, "windows without length", rows(empty), total)
     outside = (start < 0) | (end > duration + 1e-6)
     if outside.any():
-        yield (
+        text = (
             f"{_count(int(outside.sum()), 'window reaches', 'windows reach')} outside the video, in "
             f"{_count(len(rows(outside)), 'query', 'queries')}{_first(rows(outside))}: not clipped"
         )
+        yield Oddity(text, "windows that reach outside the video", rows(outside), total, "not clipped")
     unsorted = np.concatenate([(score[1:] > score[:-1]) & (row[1:] == row[:-1]), [False]])
     if unsorted.any():
         found = rows(unsorted)
         effect = "ordered by score" if mode == "strict" else "R1 reads the first listed window, AP the best scored"
-        yield f"{_of(found, len(qids), 'lists', 'list')} windows that are not sorted by score{_first(found)}: {effect}"
+        number = _of(found, len(qids), "lists", "list")
+        text = f"{number} windows that are not sorted by score{_first(found)}: {effect}"
+        yield Oddity(text, "windows that are not sorted by score", found, total, effect)
     many = [qid for qid, count in zip(qids, counts, strict=True) if count > max_windows]
     if many:
         which = "best scored" if mode == "strict" else "first listed"
         effect = f"the {which} {max_windows} count"
-        yield f"{_of(many, len(qids), 'lists', 'list')} more than {max_windows} windows{_first(many)}: {effect}"
+        text = f"{_of(many, len(qids), 'lists', 'list')} more than {max_windows} windows{_first(many)}: {effect}"
+        yield Oddity(text, f"more than {max_windows} windows", many, total, effect)
 
 
-def _saliency(scored: Sequence[tuple[Query, Prediction]], mode: Mode, clip_s: float) -> Iterator[str]:
+def _saliency(scored: Sequence[tuple[Query, Prediction]], mode: Mode, clip_s: float) -> Iterator[Oddity]:
     none = [query.qid for query, row in scored if row.saliency is None or len(row.saliency) == 0]
     if none:
-        yield f"{_of(none, len(scored), 'has', 'have')} no saliency scores{_first(none)}: scored 0"
+        text = f"{_of(none, len(scored), 'has', 'have')} no saliency scores{_first(none)}: scored 0"
+        yield Oddity(text, "no saliency scores", none, len(scored), "scored 0")
     pairs = [(query, row.saliency) for query, row in scored if row.saliency is not None and len(row.saliency)]
     wrong = [q.qid for q, s in pairs if np.isnan(s).any()]
     if wrong:
         effect = "the clip ranks last" if mode == "strict" else "the published evaluator stops"
-        yield f"{_of(wrong, len(scored), 'has', 'have')} NaN among their saliency scores{_first(wrong)}: {effect}"
+        text = f"{_of(wrong, len(scored), 'has', 'have')} NaN among their saliency scores{_first(wrong)}: {effect}"
+        yield Oddity(text, "NaN among the saliency scores", wrong, len(scored), effect)
     clips = [(q.qid, len(s), _clips(q, clip_s)) for q, s in pairs]
     short = [qid for qid, got, wanted in clips if got < wanted]
     if short:
         on_labels = pairs[0][0].labels is not None
         padded = "are not ranked" if on_labels else "count as 0, above any negative score"
         effect = f"clips without one {'rank last' if mode == 'strict' else padded}"
-        yield f"{_of(short, len(scored), 'has', 'have')} fewer saliency scores than clips{_first(short)}: {effect}"
+        text = f"{_of(short, len(scored), 'has', 'have')} fewer saliency scores than clips{_first(short)}: {effect}"
+        yield Oddity(text, "fewer saliency scores than clips", short, len(scored), effect)
     long = [qid for qid, got, wanted in clips if got > wanted]
     if long:
         effect = "not read" if mode == "strict" or pairs[0][0].labels is not None else "a peak there makes HIT@1 miss"
-        yield f"{_of(long, len(scored), 'has', 'have')} more saliency scores than clips{_first(long)}: {effect}"
+        text = f"{_of(long, len(scored), 'has', 'have')} more saliency scores than clips{_first(long)}: {effect}"
+        yield Oddity(text, "more saliency scores than clips", long, len(scored), effect)
 
 
-def _annotations(queries: Sequence[Query], mode: Mode, clip_s: float) -> Iterator[str]:
+def _annotations(queries: Sequence[Query], mode: Mode, clip_s: float) -> Iterator[Oddity]:
     flat = [q.qid for q in queries if q.windows_se is not None and (_length(q.windows_se) <= 0).any()]
     if flat:
         effect = "left out" if mode == "strict" else "kept, as published"
-        yield f"{_of(flat, len(queries), 'is', 'are')} annotated with a window without length{_first(flat)}: {effect}"
+        text = f"{_of(flat, len(queries), 'is', 'are')} annotated with a window without length{_first(flat)}: {effect}"
+        yield Oddity(text, "annotated windows without length", flat, len(queries), effect)
     lost = [
         q.qid
         for q in queries
         if q.relevant_clips and (min(q.relevant_clips) < 0 or max(q.relevant_clips) >= int(q.duration_s / clip_s))
     ]
     if lost:
-        yield f"{_of(lost, len(queries), 'is', 'are')} annotated with clips outside the video{_first(lost)}"
+        text = f"{_of(lost, len(queries), 'is', 'are')} annotated with clips outside the video{_first(lost)}"
+        yield Oddity(text, "annotated clips outside the video", lost, len(queries))
 
 
 def _length(windows_se: NDArray[np.floating]) -> Array:

@@ -87,6 +87,18 @@ class Row:
         return not self.contrast.constant and self.p_adjusted <= ALPHA
 
     @property
+    def shares(self) -> tuple[float, float] | None:
+        """How much of the difference's variance shrinks with more seeds, and how much with more queries, in [0, 1].
+
+        What varies between runs and queries together counts in both. None for one seed, or where nothing varies.
+        """
+        found = self.contrast
+        if found.var_seed is None or not found.se_general:
+            return None
+        total = found.se_general**2
+        return found.var_seed / total, found.var_query / total
+
+    @property
     def seeds(self) -> int:
         """Runs of each arm."""
         return min(self.contrast.seeds.values())
@@ -305,25 +317,49 @@ def _published(frame: Frame) -> tuple[Published, ...]:
 # --- the answer in words ----------------------------------------------------------------------------------------------
 
 
-def _answer(comparison: Comparison, arm: str) -> str:
-    """``fra helps: MR-mAP +2.10 points (95% interval +0.40 to +3.80, adjusted p = 0.012, 5 seeds, 300 queries).``"""
+def subject(comparison: Comparison, arm: str) -> str:
+    """What a verdict of an arm is about: ``FRA against a placebo of equal size``."""
     frame = comparison.frame
+    said = {entry.name: _against(frame, entry) for entry in comparison.arms}
+    plain = said[arm] if list(said.values()).count(said[arm]) == 1 else f"“{arm}”"
+    name = frame.component_title
+    if frame.adds:
+        return f"{name}, added" if plain == "" else f"{name} in {plain}"
+    if plain == "nothing" and len(said) == 1:
+        return name
+    return f"{name} against {plain}"
+
+
+def _against(frame: Frame, arm: ArmFrame) -> str:
+    """What stands in the component's place, in the words of the plan; empty for the arm that just adds it."""
+    name = frame.component_title
+    if frame.adds:
+        return "" if _same(arm.name, f"with {name}") else f"“{arm.name}”"
+    if _same(arm.name, f"without {name}"):
+        return "nothing"
+    if _same(arm.name, "placebo"):
+        return "a placebo" + (" of equal size" if arm.parameters == frame.baseline.parameters else "")
+    return f"“{arm.name}”"
+
+
+def _same(a: str, b: str) -> bool:
+    return a.casefold() == b.casefold()
+
+
+def _answer(comparison: Comparison, arm: str) -> str:
+    """``FRA: helps on MR-mAP (+2.10 points, 95% interval +0.40 to +3.80, adjusted p = 0.01); 5 seeds, 300 queries.``"""
     rows = [row for row in comparison.rows if row.arm == arm]
     sizes = {_size(row) for row in rows}
-    common = len(rows) > 1 and len(sizes) == 1
     by_word: dict[str, list[Row]] = {}
     for row in rows:
         by_word.setdefault(_word(row), []).append(row)
-    parts = [
-        f"{_claim(comparison, word, first=not number)}: "
-        + ", ".join(_evidence(row, with_size=not common) for row in group)
-        for number, (word, group) in enumerate(by_word.items())
-    ]
-    text = "; ".join(parts) + (f"; {next(iter(sizes))}" if common else "")
-    if len(comparison.arms) > 1:
-        text = f"In “{arm}”, {text}" if frame.adds else f"Against “{arm}”, {text}"
-    elif not text.startswith(frame.component):  # a component keeps its own spelling
-        text = text[0].upper() + text[1:]
+    parts = []
+    for word, group in by_word.items():
+        evidence = [_evidence(row, with_size=len(sizes) > 1) for row in group]
+        parts.append(f"{_claim(comparison.frame, word)} on {words.listed(evidence)}")
+    scope = ", these checkpoints only" if comparison.one_seed else ""
+    size = f"; {next(iter(sizes))}" if len(sizes) == 1 else ""
+    text = f"{subject(comparison, arm)}{scope}: {'; '.join(parts)}{size}"
     if comparison.one_seed:
         text += ". One seed: this is about these checkpoints, not about the method"
     return text + "."
@@ -334,44 +370,28 @@ def _word(row: Row) -> str:
     return "constant" if row.contrast.constant else row.verdict.word
 
 
-def _claim(comparison: Comparison, word: str, *, first: bool) -> str:
-    name, margin = comparison.frame.component, f"±{comparison.frame.margin:g} points"
-    if not first:
-        claims = {
-            "helps": "helps",
-            "hurts": "hurts",
-            "equivalent": f"equivalent within {margin}",
-            "unresolved": "unresolved",
-        }
-    elif comparison.one_seed:
-        claims = {
-            "helps": f"the checkpoint with {name} is better",
-            "hurts": f"the checkpoint with {name} is worse",
-            "equivalent": f"the checkpoints with and without {name} are equivalent within {margin}",
-            "unresolved": f"whether the checkpoint with {name} is better is unresolved",
-        }
-    else:
-        claims = {
-            "helps": f"{name} helps",
-            "hurts": f"{name} hurts",
-            "equivalent": f"{name} makes no difference beyond {margin} (equivalent)",
-            "unresolved": f"whether {name} helps is unresolved",
-        }
-    return {**claims, "constant": "nothing varies, so nothing can be tested"}[word]
+def _claim(frame: Frame, word: str) -> str:
+    if word == "equivalent":
+        return f"equivalent within ±{frame.margin:g} points"
+    return "unresolved, because nothing varies," if word == "constant" else word
 
 
 def _evidence(row: Row, *, with_size: bool) -> str:
     assert row.verdict is not None
-    facts = [] if row.contrast.constant else [f"95% interval {words.interval(row.low, row.high)}"]
-    facts += [] if row.contrast.constant else [words.p_equals(row.p_adjusted, "adjusted p")]
-    if row.verdict.word == "unresolved" and not row.contrast.constant:
-        facts.append(f"could have seen {words.points(row.verdict.mde)}")
+    facts = [f"{words.signed(row.points)} points"]
+    if not row.contrast.constant:
+        facts.append(f"95% interval {words.interval(row.low, row.high)}")
+        if row.verdict.word == "equivalent":
+            low, high = (100 * bound for bound in row.contrast.ci(1 - 2 * ALPHA))
+            facts.append(f"90% interval {words.interval(low, high)}")
+        facts.append(words.p_equals(row.p_adjusted, "adjusted p"))
+        if row.verdict.word == "unresolved":
+            facts.append(f"could have seen {words.points(row.verdict.mde)}")
     if row.verdict.negligible:
         facts.append("real but negligible")
     if with_size:
         facts.append(_size(row))
-    tail = f" ({', '.join(facts)})" if facts else ""
-    return f"{row.title} {words.signed(row.points)} points{tail}"
+    return f"{row.title} ({', '.join(facts)})"
 
 
 def _size(row: Row) -> str:

@@ -116,8 +116,8 @@ def differences(comparison: Comparison) -> Plot:
         )
     sign = "arm minus baseline" if frame.adds else "baseline minus arm"
     caption = (
-        f"Differences ({sign}, points, {comparison.checkpoint} checkpoint): above zero speaks for {frame.component}. "
-        "Bar: 95% interval. Small rings: the runs that carry one seed number. "
+        f"Differences ({sign}, points, {comparison.checkpoint} checkpoint): above zero speaks for "
+        f"{frame.component_title}. Bar: 95% interval. Small rings: the runs that carry one seed number. "
         f"Band: the margin of ±{frame.margin:g} points."
     )
     table = [
@@ -182,7 +182,7 @@ def _forest(axes: Axes, comparison: Comparison, metric: str) -> None:
     pad = 0.06 * (max(values) - min(values))
     axes.set_xlim(min(values) - pad, max(values) + pad)
     sign = "arm − baseline" if comparison.frame.adds else "baseline − arm"
-    axes.set_xlabel(f"{sign}, points")
+    axes.set_xlabel(f"{sign}, points: right of 0 for {_short(comparison.frame.component_title)}")
     axes.set_title(title_of(metric))
 
 

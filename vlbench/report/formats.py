@@ -17,7 +17,8 @@ from typing import Any
 from vlbench.report import words
 from vlbench.report.compare import ALPHA, LEVEL, Comparison, Mean, Row
 from vlbench.report.frame import title_of
-from vlbench.report.methods import cautions, methods, notes, population
+from vlbench.report.methods import advice, cautions, methods, notes, population
+from vlbench.report.oddities import details
 from vlbench.report.tables import (
     Cell,
     Table,
@@ -45,6 +46,8 @@ def to_markdown(comparison: Comparison) -> str:
     parts += ["## The plan", _md_table(arms_table(comparison))]
     for metric in comparison.metrics:
         parts += [f"## {_md(title_of(metric))}", _md_table(metric_table(comparison, metric))]
+        if said := advice(comparison, metric):
+            parts.append("\n".join(f"- {_md(remark)}" for remark in said))
     parts += ["## Uncertainty and effect sizes", _md_table(errors_table(comparison))]
     parts += ["## Selected and last checkpoint", _md_table(checkpoints_table(comparison))]
     if comparison.exploratory:
@@ -129,6 +132,7 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
         "kind": frame.kind,
         "question": frame.question,
         "component": frame.component,
+        "component_title": frame.component_title,
         "adds": frame.adds,
         "answer": comparison.answer,
         "answers": dict(comparison.answers),
@@ -176,6 +180,8 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
         "unavailable": dict(comparison.unavailable),
         "cautions": cautions(comparison),
         "notes": notes(comparison),
+        "advice": {metric: advice(comparison, metric) for metric in comparison.metrics},
+        "scoring": [{"run": run, "warning": sentence} for run, sentence in details(comparison)],
         "missing": [
             {
                 "arm": hole.arm,
@@ -228,6 +234,8 @@ def _row_json(row: Row | None) -> dict[str, Any]:
             "correction",
             "verdict",
             "negligible",
+            "share_runs",
+            "share_queries",
             "mde",
             "seeds_needed",
             "se_general",
@@ -265,6 +273,8 @@ def _row_json(row: Row | None) -> dict[str, Any]:
         "d_z": row.d_z,
         "hedges_g": row.hedges_g,
         "improvement": row.improvement,
+        "share_runs": None if row.shares is None else row.shares[0],
+        "share_queries": None if row.shares is None else row.shares[1],
         **{f"se_{name}": se for name, se in row.standard_errors.items()},
     }
     if row.verdict is not None:
@@ -342,8 +352,8 @@ def _caption(comparison: Comparison) -> str:
         frame.question,
         f"Dataset {frame.dataset}, split {frame.split}, {words.counted(len(frame.queries), 'query')}{clustered}, "
         f"{words.counted(len(frame.seeds), 'seed')}; {comparison.checkpoint} checkpoint ({frame.selection}).",
-        f"Δ: {sign}, in points; above zero speaks for {frame.component}. Brackets: 95% confidence intervals of the "
-        f"difference (Student's t) for {population(comparison)}, not corrected. p: Holm over "
+        f"Δ: {sign}, in points; above zero speaks for {frame.component_title}. Brackets: 95% confidence intervals of "
+        f"the difference (Student's t) for {population(comparison)}, not corrected. p: Holm over "
         f"{words.counted(len(comparison.rows), 'test')}. Bold: the difference survives this correction "
         f"(p at most {ALPHA:g}).",
     ]

@@ -7,6 +7,7 @@ leave them out.
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -77,6 +78,7 @@ class Run:
     select: str  # the metrics whose mean on the tune split chose the checkpoint, as the recipe writes them
     mode: str  # of the evaluation: "compatible" or "strict"
     warnings: tuple[str, ...]
+    oddities: tuple[Mapping[str, Any], ...]  # the warnings as values, with the checkpoint they are about
     records: Mapping[str, Mapping[str, Any]] = field(repr=False)  # "fit", "score" -> record.json
     made_by: Mapping[str, Mapping[str, Any]] = field(repr=False)  # "fit", "score" -> made_by.json
 
@@ -138,6 +140,26 @@ class Frame:
     def baseline(self) -> ArmFrame:
         """The arm that the others are compared with."""
         return self.arms[0]
+
+    @cached_property
+    def component_title(self) -> str:
+        """The component as the arms and the question spell it, such as FRA for ``fra``; else its name."""
+        whole = re.compile(rf"(?<!\w){re.escape(self.component)}(?!\w)", re.IGNORECASE)
+        for text in (*(arm.name for arm in self.arms[1:]), self.question):
+            if (found := whole.search(text)) is not None:
+                return found.group()
+        return self.component
+
+    @cached_property
+    def ends_selected(self) -> int:
+        """In how many runs the last of several epochs was the best one."""
+        curves = [run.curve for arm in self.arms for run in arm.runs]
+        return sum(len(curve.epochs) > 1 and curve.selected == curve.epochs[-1] for curve in curves)
+
+    @property
+    def total_runs(self) -> int:
+        """Runs that the numbers come from."""
+        return sum(len(arm.runs) for arm in self.arms)
 
     @cached_property
     def populations(self) -> Mapping[str, NDArray[np.bool_]]:
@@ -337,6 +359,7 @@ def _run(store: Store, cell: Mapping[str, Any], seed: int) -> Run:
         select=str(_identity(store, ids["fit"]).get("variant", {}).get("recipe", {}).get("select", "")),
         mode=str(_identity(store, ids["score"]).get("mode", "")),
         warnings=tuple(str(warning) for warning in records["score"].get("warnings", ())),
+        oddities=tuple(records["score"].get("oddities", ())),
         records=records,
         made_by=made_by,
     )

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from vlbench.report import words
-from vlbench.report.compare import ALPHA, Comparison
+import math
+from collections.abc import Sequence
+
+from vlbench.report import oddities, words
+from vlbench.report.compare import ALPHA, Comparison, Row
 from vlbench.report.frame import title_of
 from vlbench.stats.design import PHRASES
 
@@ -37,6 +40,11 @@ def cautions(comparison: Comparison) -> list[str]:
             f"{words.counted(len(frame.seeds), 'seed').capitalize()}: enough to screen, not for a claim. "
             f"{CLAIM_SEEDS} are the minimum for one, 10 for a final table."
         )
+    if 2 * frame.ends_selected >= frame.total_runs:
+        found.append(
+            f"The last epoch was the best one in {frame.ends_selected} of {words.counted(frame.total_runs, 'run')}: "
+            "longer training may change the answer."
+        )
     if frame.holes:
         total = len(frame.planned) * (len(frame.arms) + len(frame.left_out))
         text = f"Incomplete: {len(frame.holes)} of {words.counted(total, 'planned run')} missing"
@@ -58,17 +66,53 @@ def population(comparison: Comparison) -> str:
 
 
 def notes(comparison: Comparison) -> list[str]:
-    """The plan's notes, and what the scoring of the runs warned of."""
-    seen: dict[str, list[str]] = {}
-    for arm in comparison.frame.arms:
-        for run in arm.runs:
-            for warning in run.warnings:
-                seen.setdefault(warning, []).append(f"{arm.name} seed {run.seed}")
-    total = sum(len(arm.runs) for arm in comparison.frame.arms)
-    warned = [
-        f"{warning} ({'every run' if len(where) == total else ', '.join(where)})" for warning, where in seen.items()
-    ]
-    return [*comparison.frame.notes, *warned]
+    """The plan's notes, and what the scoring of the runs warned of, a line per kind."""
+    return [*comparison.frame.notes, *oddities.lines(comparison)]
+
+
+def advice(comparison: Comparison, metric: str) -> list[str]:
+    """What an unresolved metric could have shown, and what would settle it, as far as the variances tell."""
+    rows = [row for row in comparison.rows if row.metric == metric and row.verdict and row.verdict.word == "unresolved"]
+    said = [f"{row.arm}: {_could(row, comparison)}" for row in rows]
+    shares = [row.shares for row in rows if row.shares is not None]
+    return said + ([_remedy(shares)] if shares else [])
+
+
+def _could(row: Row, comparison: Comparison) -> str:
+    assert row.verdict is not None
+    if row.contrast.constant:
+        return "nothing varies, so nothing can be tested"
+    text = f"saw {words.points(abs(row.points))} points, could have seen {words.points(row.verdict.mde)}"
+    if row.low > 0 or row.high < 0:
+        family = words.counted(len(comparison.rows), "test")
+        text += f"; the interval leaves out zero, but not after correction over {family}"
+    if row.seeds == 1:
+        return f"{text}; to decide: more seeds"
+    margin = comparison.frame.margin
+    larger = abs(row.points) >= margin or row.verdict.mde <= margin
+    aim = "what was seen" if larger else f"{margin:g} points, the margin,"
+    if row.verdict.seeds_needed is None:
+        return f"{text}; no number of seeds is enough to find {aim} on these queries"
+    return f"{text}; to find {aim} takes about {row.verdict.seeds_needed} seeds per arm"
+
+
+MOSTLY = 0.75  # of the variance: from here on one source is named as the one to reduce
+
+
+def _remedy(shares: Sequence[tuple[float, float]]) -> str:
+    """shares: (of runs, of queries) in [0, 1], one pair per arm."""
+    runs, queries = ([pair[side] for pair in shares] for side in (0, 1))
+    told = f"{_percent(runs)} of the variance comes from training runs"
+    if min(runs) >= MOSTLY and max(queries) <= 1 - MOSTLY:
+        return f"{told}: more seeds or steadier training help, more queries hardly"
+    if min(queries) >= MOSTLY and max(runs) <= 1 - MOSTLY:
+        return f"{told}: more queries help, more seeds hardly"
+    return f"{told}, {_percent(queries)} from queries, counting what they share: more seeds and more queries both help"
+
+
+def _percent(shares: Sequence[float]) -> str:
+    low, high = (math.floor(100 * share) for share in (min(shares), max(shares)))  # 99.6% is not all of it
+    return f"{low}%" if low == high else f"{low} to {high}%"
 
 
 def methods(comparison: Comparison) -> list[tuple[str, str]]:
@@ -90,8 +134,8 @@ def methods(comparison: Comparison) -> list[tuple[str, str]]:
         ),
         (
             "Difference",
-            f"Always with {frame.component} minus without, here {sign} ({first.label}), in points (100 x the score): "
-            f"above zero speaks for {frame.component}.",
+            f"Always with {frame.component_title} minus without, here {sign} ({first.label}), in points "
+            f"(100 x the score): above zero speaks for {frame.component_title}.",
         ),
         (
             "What is claimed",
@@ -122,7 +166,7 @@ def methods(comparison: Comparison) -> list[tuple[str, str]]:
             "Verdict",
             f"helps, hurts: adjusted p at most {ALPHA:g}. equivalent: the 90% interval lies inside ±{frame.margin:g} "
             "points, the margin set before the runs. unresolved: neither; the table then says what difference would "
-            "have been seen with power 80%.",
+            "have been seen with power 80% (one test at 5%; the correction asks for somewhat more).",
         ),
         (
             "Means",

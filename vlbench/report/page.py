@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import vlbench
-from vlbench.report import figures, tables, words
-from vlbench.report.compare import Comparison
+from vlbench.report import figures, oddities, tables, words
+from vlbench.report.compare import Comparison, Row, subject
 from vlbench.report.frame import title_of
-from vlbench.report.methods import cautions, methods, notes, setting
+from vlbench.report.methods import advice, cautions, methods, notes, setting
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -45,14 +45,25 @@ class Section:
 
 
 @dataclass(frozen=True, slots=True)
+class Line:
+    """One verdict with its evidence, as texts. ``verdict``: the word with what it must not be read without."""
+
+    metric: str
+    word: str
+    verdict: str
+    difference: str
+    evidence: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Entry:
-    """One study on the index page. ``arms``: (arm, ((metric title, verdict word), ...)). ``problem``: why no report."""
+    """One study on the index page. ``arms``: (what is judged, its verdicts). ``problem``: why no report."""
 
     study: str
     question: str = ""
     setting: str = ""
     href: str = ""
-    arms: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = ()
+    arms: tuple[tuple[str, tuple[Line, ...]], ...] = ()
     cautions: tuple[str, ...] = field(default=())
     problem: str = ""
 
@@ -61,9 +72,14 @@ def study_page(report: Report, *, index: bool = True) -> str:
     """The HTML of one study. ``index``: link to the index page one folder up."""
     comparison = report.comparison
     sections = [section for make in SECTIONS if (section := make(report)) is not None]
+    baseline = words.count(comparison.frame.baseline.parameters)
     answers = [
-        {"arm": arm, "sentence": sentence, "words": verdict_words(comparison, arm)}
-        for arm, sentence in comparison.answers.items()
+        {
+            "subject": subject(comparison, arm.name),
+            "changed": f"{'; '.join(arm.edits)} · {words.count(arm.parameters)} parameters (baseline {baseline})",
+            "lines": verdict_lines(comparison, arm.name),
+        }
+        for arm in comparison.arms
     ]
     return _render(
         "study.html.j2",
@@ -89,14 +105,28 @@ def entry_of(comparison: Comparison, href: str) -> Entry:
         question=comparison.frame.question,
         setting=setting(comparison),
         href=href,
-        arms=tuple((arm.name, verdict_words(comparison, arm.name)) for arm in comparison.arms),
+        arms=tuple((subject(comparison, arm.name), verdict_lines(comparison, arm.name)) for arm in comparison.arms),
         cautions=tuple(cautions(comparison)),
     )
 
 
-def verdict_words(comparison: Comparison, arm: str) -> tuple[tuple[str, str], ...]:
-    """(metric title, verdict) of every primary metric of an arm; the verdict begins with its word."""
-    return tuple((row.title, tables.verdict_text(row)) for row in comparison.rows if row.arm == arm)
+def verdict_lines(comparison: Comparison, arm: str) -> tuple[Line, ...]:
+    """Every primary metric of an arm."""
+    return tuple(_line(row) for row in comparison.rows if row.arm == arm)
+
+
+def _line(row: Row) -> Line:
+    assert row.verdict is not None
+    evidence = [f"95% interval {words.interval(row.low, row.high)}", words.p_equals(row.p_adjusted, "adjusted p")]
+    if row.verdict.word == "unresolved":
+        evidence.append(f"could have seen {words.points(row.verdict.mde)}")
+    return Line(
+        row.title,
+        row.verdict.word,
+        tables.verdict_text(row),
+        words.signed(row.points),
+        ("nothing varies",) if row.contrast.constant else tuple(evidence),
+    )
 
 
 # --- the sections -----------------------------------------------------------------------------------------------------
@@ -105,7 +135,9 @@ def verdict_words(comparison: Comparison, arm: str) -> tuple[tuple[str, str], ..
 def plan(report: Report) -> Section:
     """Arms, their diffs, their sizes."""
     frame = report.comparison.frame
-    lead = f"Component: {frame.component}. The arms {'add it to' if frame.adds else 'remove it from'} the baseline."
+    lead = (
+        f"Component: {frame.component_title}. The arms {'add it to' if frame.adds else 'remove it from'} the baseline."
+    )
     return _tables("plan", "The plan", [tables.arms_table(report.comparison)], lead=lead)
 
 
@@ -113,7 +145,9 @@ def comparison(report: Report) -> Section:
     """Every primary metric: means, differences, verdicts."""
     found = report.comparison
     made = [tables.metric_table(found, metric) for metric in found.metrics]
-    return _tables("comparison", "Comparison", made, titles=[title_of(metric) for metric in found.metrics])
+    titles = [title_of(metric) for metric in found.metrics]
+    remarks = [advice(found, metric) for metric in found.metrics]
+    return _tables("comparison", "Comparison", made, titles=titles, remarks=remarks)
 
 
 def differences(report: Report) -> Section | None:
@@ -143,7 +177,11 @@ def exploratory(report: Report) -> Section | None:
     lead = f"Not tested. {'; '.join(said)}." if said else ""
     if not found.exploratory:
         return _tables("exploratory", "Exploratory metrics", [], lead=lead) if lead else None
-    return _tables("exploratory", "Exploratory metrics", [tables.exploratory_table(found)], lead=lead)
+    main, rest = (tables.exploratory_table(found, detail=detail) for detail in (False, True))
+    if not (main.rows and rest.rows):
+        return _tables("exploratory", "Exploratory metrics", [tables.exploratory_table(found)], lead=lead)
+    metrics = words.counted(len(rest.rows) // len(found.arms), "more metric")
+    return _tables("exploratory", "Exploratory metrics", [main], lead=lead, folded=(metrics, rest))
 
 
 def measured(report: Report) -> Section:
@@ -154,7 +192,8 @@ def measured(report: Report) -> Section:
 def remarks(report: Report) -> Section | None:
     """The plan's notes and the scoring's warnings."""
     found = notes(report.comparison)
-    return Section("notes", "Notes", "notes.html.j2", {"notes": found}) if found else None
+    context = {"notes": found, "details": oddities.details(report.comparison)}
+    return Section("notes", "Notes", "notes.html.j2", context) if found else None
 
 
 def holes(report: Report) -> Section | None:
@@ -174,8 +213,8 @@ def provenance(report: Report) -> Section:
 
 SECTIONS: tuple[Callable[[Report], Section | None], ...] = (
     plan,
-    comparison,
     differences,
+    comparison,
     curves,
     uncertainty,
     checkpoints,
@@ -188,9 +227,18 @@ SECTIONS: tuple[Callable[[Report], Section | None], ...] = (
 
 
 def _tables(
-    anchor: str, title: str, made: Sequence[tables.Table], *, lead: str = "", titles: Sequence[str] = ()
+    anchor: str,
+    title: str,
+    made: Sequence[tables.Table],
+    *,
+    lead: str = "",
+    titles: Sequence[str] = (),
+    remarks: Sequence[Sequence[str]] = (),
+    folded: tuple[str, tables.Table] | None = None,
 ) -> Section:
-    return Section(anchor, title, "tables.html.j2", {"tables": list(made), "titles": list(titles), "lead": lead})
+    """titles, remarks: above and below each table. folded: a summary and a table that is closed at first."""
+    context = {"tables": list(made), "titles": list(titles), "lead": lead, "remarks": list(remarks), "folded": folded}
+    return Section(anchor, title, "tables.html.j2", context)
 
 
 def _figure(report: Report, name: str, title: str) -> Section | None:

@@ -11,15 +11,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from vlbench import catalog
 from vlbench.report import words
-from vlbench.report.compare import Comparison, Row
+from vlbench.report.compare import Comparison, Row, subject
 from vlbench.report.frame import ArmFrame, title_of
-from vlbench.report.methods import SE_NAMES, cautions, notes, setting
+from vlbench.report.methods import SE_NAMES, advice, cautions, notes, setting
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-RESULTS_FORMAT = 1
+TOLD = 4  # notes that a terminal shows; the page has all
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +90,7 @@ def metric_table(comparison: Comparison, metric: str) -> Table:
         Column("p (Holm)", True, f"corrected over {words.counted(len(comparison.rows), 'test')}"),
         Column("Verdict"),
         *(Column(f"Reported ({key[0]}; {key[1]})", True, "printed by a paper, not measured") for key in sources),
-        Column("Could have seen", True, "the difference found with power 80%, in points"),
+        Column("Could have seen", True, "the difference found with power 80% before correction, in points"),
         Column("Seeds needed", True, "per arm, to find the margin or what was seen, whichever is larger and unseen"),
         Column("Win/tie/loss", True, "queries on which the arm with the component is above, equal, below"),
         Column("Interval of the mean", True, "95%, with the difficulty of queries, which cancels in the difference"),
@@ -171,7 +172,7 @@ def _wins(row: Row) -> Cell:
 
 def _sign(comparison: Comparison) -> str:
     sign = "arm minus baseline" if comparison.frame.adds else "baseline minus arm"
-    return f"{sign}, so above zero speaks for {comparison.frame.component}"
+    return f"{sign}, so above zero speaks for {comparison.frame.component_title}"
 
 
 def errors_table(comparison: Comparison) -> Table:
@@ -182,6 +183,8 @@ def errors_table(comparison: Comparison) -> Table:
         Column("Difference", True, _sign(comparison)),
         *(Column(title, True, note) for title, note in SE_NAMES.values()),
         Column("Degrees of freedom", True, "of the standard error that the verdict uses"),
+        Column("From runs", True, "share of the variance that shrinks with more seeds"),
+        Column("From queries", True, "share that shrinks with more queries; what both share counts twice"),
         Column("Relative", True, "difference over the mean of the arm without the component"),
         Column("d_z", True, "mean over standard deviation of the queries' differences"),
         Column("Hedges g", True, "over run means"),
@@ -194,6 +197,10 @@ def errors_table(comparison: Comparison) -> Table:
             Cell(words.signed(row.points), row.points),
             *(Cell(words.points(se, 3), se) for se in row.standard_errors.values()),
             Cell(words.points(row.contrast.df, 1), row.contrast.df),
+            *[
+                Cell(words.NOTHING) if row.shares is None else Cell(f"{100 * row.shares[side]:.1f}%", row.shares[side])
+                for side in (0, 1)
+            ],
             Cell(words.NOTHING if row.relative is None else f"{words.signed(100 * row.relative, 1)}%", row.relative),
             Cell(words.signed(row.d_z), row.d_z),
             Cell(words.signed(row.hedges_g), row.hedges_g),
@@ -204,8 +211,11 @@ def errors_table(comparison: Comparison) -> Table:
     return Table("errors", "Where the uncertainty comes from, in points, and effect sizes.", columns, rows)
 
 
-def exploratory_table(comparison: Comparison) -> Table:
-    """The metrics that were not declared: descriptive."""
+def exploratory_table(comparison: Comparison, *, detail: bool | None = None) -> Table:
+    """The metrics that were not declared: descriptive.
+
+    detail: only those that the catalogue calls details, or only the others; None: all.
+    """
     columns = (
         Column("Arm"),
         Column("Metric"),
@@ -233,9 +243,18 @@ def exploratory_table(comparison: Comparison) -> Table:
             Cell(str(row.queries), row.queries),
         )
         for row in comparison.exploratory
+        if detail is None or detail == _is_detail(row.metric)
     )
     caption = "Exploratory: metrics that were not declared beforehand. Descriptive only, no verdict follows from them."
-    return Table("exploratory", caption, columns, rows)
+    return Table("exploratory-details" if detail else "exploratory", caption, columns, rows)
+
+
+def _is_detail(metric: str) -> bool:
+    return metric in catalog.metrics and bool(catalog.metrics[metric].facts.get("detail", False))
+
+
+def _always_last(comparison: Comparison) -> bool:
+    return comparison.frame.ends_selected == comparison.frame.total_runs
 
 
 def checkpoints_table(comparison: Comparison) -> Table:
@@ -258,6 +277,8 @@ def checkpoints_table(comparison: Comparison) -> Table:
             cells += [Cell(words.signed(same.points), same.points), Cell(words.interval(same.low, same.high), same.low)]
         rows.append(tuple(cells))
     caption = "The selected checkpoint beside the last epoch. The second is a check of the first, not another test."
+    if _always_last(comparison):
+        caption += " The last epoch was the selected one in every run, so both are the same."
     return Table("checkpoints", caption, tuple(columns), tuple(rows))
 
 
@@ -322,41 +343,67 @@ _STYLES = {"helps": "bold green", "hurts": "bold red", "equivalent": "cyan", "un
 
 
 def terminal(comparison: Comparison) -> RenderableType:
-    """The comparison for a terminal of 80 columns or more: words carry the meaning, colour only repeats it."""
+    """The comparison for a terminal of 80 columns or more, ending in the verdicts. Words carry the meaning, colour only
+    repeats it.
+    """
     from rich.console import Group
     from rich.padding import Padding
     from rich.text import Text
 
+    def indented(text: str) -> RenderableType:
+        return Padding(Text(_ascii(text)), (0, 0, 0, 2), expand=False)
+
     frame = comparison.frame
     parts: list[RenderableType] = [
         Text(_ascii(f"{frame.study} · {setting(comparison)}"), style="bold"),
-        Text(_ascii(frame.question)),
-        Text(),
         _rich(arms_table(comparison), ("Arm", "Changed", "Parameters", "Training")),
+        Text(),
+        Text(_ascii(f"Points of the {comparison.checkpoint} checkpoint. Difference: {_sign(comparison)}.")),
     ]
     for metric in comparison.metrics:
-        table = metric_table(comparison, metric)
+        population = comparison.means[frame.baseline.name, metric].queries
+        some = "" if population == len(frame.queries) else f" ({words.counted(population, 'query')})"
         wanted = ["Arm", "Mean", "Difference", "95% interval", "p (Holm)", "Verdict"]
-        parts += [Text(), Text(_ascii(table.caption)), _rich(table, wanted)]
-        remarks = [
-            f"{row.arm}: {_could(row)}"
-            for row in comparison.rows
-            if row.metric == metric and row.verdict is not None and row.verdict.word == "unresolved"
+        parts += [
+            Text(_ascii(f"{title_of(metric)}{some}"), style="bold"),
+            _rich(metric_table(comparison, metric), wanted),
         ]
+        remarks = advice(comparison, metric)
         remarks += [
             f"reported, not measured ({x.arm}; {x.split}; {x.source}): {x.value:g}"
             for x in comparison.published
             if x.metric == metric
         ]
-        parts += [Padding(Text(_ascii(remark)), (0, 0, 0, 2), expand=False) for remark in remarks]
-    if comparison.other is not None:
+        parts += [indented(remark) for remark in remarks]
+    if comparison.other is not None and not _always_last(comparison):
         parts += [Text(), Text(f"As a check, the {comparison.other.checkpoint} checkpoint:"), _other(comparison.other)]
     parts.append(Text())
-    parts += [Text(_ascii(f"Take care. {caution}"), style="yellow") for caution in cautions(comparison)]
     parts += [Text(_ascii(f"missing: {hole}")) for hole in frame.holes]
-    parts += [Text(_ascii(f"note: {note}")) for note in notes(comparison)]
-    parts += [Text(_ascii(sentence), style="bold") for sentence in comparison.answers.values()]
-    return Group(*parts)
+    told = notes(comparison)
+    parts += [Text(_ascii(f"note: {note}")) for note in told[:TOLD]]
+    parts += [Text(f"note: {len(told) - TOLD} more in the report")] if len(told) > TOLD else []
+    parts += [Text(_ascii(f"Take care. {caution}"), style="yellow") for caution in cautions(comparison)]
+    return Group(*parts, Text(), Text(_ascii(frame.question), style="bold"), _rich(verdicts_table(comparison), None))
+
+
+def verdicts_table(comparison: Comparison) -> Table:
+    """The answer: what each arm says about the component, metric by metric."""
+    columns = (
+        Column(""),
+        Column("Metric"),
+        Column("Verdict"),
+        Column("Difference", True, _sign(comparison)),
+        Column("95% interval", True),
+        Column("p (Holm)", True),
+    )
+    rows = []
+    for arm in comparison.arms:
+        name = subject(comparison, arm.name)
+        for row in (row for row in comparison.rows if row.arm == arm.name):
+            difference, interval, p, verdict, *_ = _judged(row)
+            rows.append((Cell(name), Cell(row.title), verdict, difference, interval, p))
+            name = ""
+    return Table("verdicts", comparison.frame.question, columns, tuple(rows))
 
 
 def _other(comparison: Comparison) -> RenderableType:
@@ -368,24 +415,17 @@ def _other(comparison: Comparison) -> RenderableType:
     return _rich(Table("other", "", columns, rows), [column.title for column in columns])
 
 
-def _could(row: Row) -> str:
-    assert row.verdict is not None
-    if row.contrast.constant:
-        return "nothing varies, so nothing can be tested"
-    text = f"could have seen {words.points(row.verdict.mde)} points, saw {words.points(abs(row.points))}"
-    needed = _needed(row).text
-    return f"{text}; to decide: " + (
-        f"about {needed} seeds per arm" if needed.isdigit() else "more seeds" if row.seeds == 1 else needed
-    )
-
-
-def _rich(table: Table, wanted: Sequence[str]) -> RenderableType:
+def _rich(table: Table, wanted: Sequence[str] | None) -> RenderableType:
+    """The wanted columns, or all of them without a head."""
     from rich.padding import Padding
     from rich.table import Table as RichTable
     from rich.text import Text
 
-    drawn = RichTable(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
-    places = [next(i for i, column in enumerate(table.columns) if column.title == title) for title in wanted]
+    drawn = RichTable(
+        box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim", show_header=wanted is not None
+    )
+    titles = [column.title for column in table.columns]
+    places = list(range(len(titles))) if wanted is None else [titles.index(title) for title in wanted]
     for place in places:
         column = table.columns[place]
         folds = not column.numeric

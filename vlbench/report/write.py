@@ -41,11 +41,12 @@ class Outcome:
 
 
 def write(
-    store: Store, study: str, out: Path, *, allow_missing: bool = False, format: Format = "all", index: bool = False
+    store: Store, study: str, out: Path, *, allow_missing: bool = False, format: Format = "all", index: bool = True
 ) -> list[Path]:
     """The report of one study under ``out/<study>/``.
 
-    Args: format: one of the formats, or "all" with figures. index: link to the index page.
+    Args: format: one of the formats, or "all" with figures. index: link to the index page, which
+        ``write_index`` writes.
     Returns: the files, in the order written; ``manifest.json`` is the last.
     Raises: PlanError for holes (see ``frame.read``) or an unknown format, StoreError where files cannot be written.
     """

@@ -120,6 +120,7 @@ def _run_fit(cell: Fit, folder: Path, options: Options) -> tuple[dict[str, Any],
 def _run_score(cell: Score, folder: Path, store: Store, options: Options) -> tuple[dict[str, Any], dict[str, Any]]:
     from vlbench.data.predictions import write_predictions
     from vlbench.metrics.base import score
+    from vlbench.metrics.oddities import Oddity
     from vlbench.train.checkpoint import load_weights
     from vlbench.train.loop import WEIGHTS, build
     from vlbench.train.predict import predict
@@ -132,7 +133,7 @@ def _run_score(cell: Score, folder: Path, store: Store, options: Options) -> tup
     device, recipe = _device(options.device), Recipe.of(trained.variant.recipe)
     model = build(trained.variant, reporting, trained.seed).to(device)
     summary: dict[str, float] = {}
-    tables, notes = [], set()
+    tables, notes, odd = [], set(), []
     for checkpoint in CHECKPOINTS:
         load_weights(model, store.folder(cell.fit) / WEIGHTS[checkpoint])
         rows = predict(model, reporting, device=device, batch_size=recipe.eval_batch_size, precision=recipe.precision)
@@ -142,6 +143,7 @@ def _run_score(cell: Score, folder: Path, store: Store, options: Options) -> tup
             reporting.queries, rows, mode=cell.mode, metrics=tuple(cell.metrics), clip_s=reporting.dataset.clip_s
         )
         notes |= set(scores.warnings)
+        odd += [{"checkpoint": checkpoint, **found.as_json()} for found in scores.warnings if isinstance(found, Oddity)]
         summary |= {f"{checkpoint}/{name}": scores.mean(name) for name in scores.values}
         tables.append((checkpoint, scores))
     with replacing(folder / "queries.parquet") as path:
@@ -155,6 +157,7 @@ def _run_score(cell: Score, folder: Path, store: Store, options: Options) -> tup
         "queries": len(reporting),
         "summary": summary,
         "warnings": sorted(notes),
+        "oddities": odd,
         "files": _digests(folder, names),
     }
     return record, {"seconds": time.perf_counter() - started, "threads": THREADS}
