@@ -292,11 +292,15 @@ class Worst:
 
 
 def find_upward(start: Path, relative: Path) -> Path:
-    """The file ``relative`` to one of the folders above ``start``. Raises DataError if there is none."""
-    for folder in start.resolve().parents:
-        for base in (folder, folder / "shared"):
-            if (base / relative).exists():
-                return base / relative
+    """The file ``relative`` to a folder above ``start``, or above the current folder or a ``shared`` folder beside it.
+
+    Raises: DataError if there is none.
+    """
+    current = Path.cwd().resolve()
+    for folder in (*start.resolve().parents, current, *current.parents):
+        for path in (folder / relative, folder / "shared" / relative):
+            if path.is_file():
+                return path
     raise DataError(f"the ground truth {relative} is not in any folder above", where=start)
 
 
