@@ -146,7 +146,8 @@ def test_an_exception_that_does_not_come_and_one_that_does_are_found(tmp_path):
     assert [result.worst for result in results] == ["did not raise", "", "", "raised", "warnings"]
 
 
-def test_ground_truth_that_is_not_there_is_named(golden, tmp_path):
+def test_ground_truth_that_is_not_there_is_named(golden, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     for suffix in ("preds.jsonl.gz", "expected.json"):
         shutil.copy(golden / "qvhighlights" / f"val_eatr.{suffix}", tmp_path)
     with pytest.raises(DataError, match=r"highlight_val_release.jsonl.gz is not in any folder above"):
