@@ -119,7 +119,12 @@ refinement.add(
 
 _PAIRS = "pairs of padded clips and words are hidden in the wrong sample, as in the released code"
 
-fusion = slot("fusion", neutral="one-way", takes="clips B L D, words B W D, positions of both", gives="clips B L D")
+fusion = slot(
+    "fusion",
+    neutral="one-way",
+    takes="clips B L D, words B W D, positions of both, how many batches B is",
+    gives="clips B L D",
+)
 fusion.add(
     "one-way",
     "vlbench.nn.fusion:OneWayFusion",

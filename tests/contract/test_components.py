@@ -85,6 +85,26 @@ def test_the_check_finds_what_is_broken(monkeypatch: pytest.MonkeyPatch) -> None
     assert "unused gets no gradient" in text
 
 
+class Mixing(torch.nn.Module):
+    """A fusion that takes two batches for one."""
+
+    def __init__(self, sizes):
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.ones(()))
+
+    def forward(self, clips, words, clip_position, word_position, clip_mask, word_mask, batches=1):
+        return clips + self.scale * words.roll(1, 0).mean(1, keepdim=True)
+
+
+def test_the_check_finds_a_fusion_that_mixes_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    slot = catalog.Slot("fusion", neutral="none", takes="", gives="")
+    slot.add("test/mixing", f"{__name__}:Mixing")
+    monkeypatch.setitem(catalog.model_slots, "fusion", slot)
+    monkeypatch.setitem(__import__("sys").modules, __name__, __import__("types").SimpleNamespace(Mixing=Mixing))
+    with pytest.raises(AssertionError, match="two batches given together differ"):
+        check_component("fusion", "test/mixing")
+
+
 def test_the_check_finds_a_loss_that_explodes(monkeypatch: pytest.MonkeyPatch) -> None:
     slot = catalog.Slot("loss.odd", neutral="none", takes="", gives="")
     slot.add("test/explosive", f"{__name__}:Explosive", args={"weight": 1.0})

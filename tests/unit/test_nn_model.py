@@ -201,7 +201,7 @@ def test_inference_gives_the_same_predictions_and_skips_the_rest() -> None:
     model.feedback.register_forward_hook(lambda *_: calls.append("feedback"))
     with torch.no_grad():
         full, quick = model(inputs), model(inputs, negative=False)
-    assert calls == ["fusion", "fusion", "feedback", "fusion"]
+    assert calls == ["fusion", "feedback", "fusion"]
     for name in ("spans_cw", "logits", "saliency"):
         assert torch.equal(getattr(full, name), getattr(quick, name))
     assert all(getattr(quick, item.name) is None for item in fields(quick) if item.default is None)

@@ -115,6 +115,15 @@ def test_released_pairs_read_the_wrong_sample() -> None:
         assert bool(shown[b, h, i, j]) == (not hidden), (b, h, i, j)
 
 
+def test_released_pairs_stay_within_their_batch() -> None:
+    generator = torch.Generator().manual_seed(0)
+    rows, keys = (torch.rand(2, 3, n, generator=generator) > 0.4 for n in (5, 4))
+    together = released_pairs(rows.flatten(0, 1), keys.flatten(0, 1), 2, batches=2)
+    apart = torch.cat([released_pairs(rows[at], keys[at], 2) for at in range(2)])
+    assert torch.equal(together, apart)
+    assert not torch.equal(together, released_pairs(rows.flatten(0, 1), keys.flatten(0, 1), 2))
+
+
 def test_slices_follow_python() -> None:
     L = 5
     rows = torch.arange(1.0, L + 1)[None, :, None]  # 1..5, so that 0 can only be a mistake

@@ -40,8 +40,9 @@ class OneWayLayer(nn.Module):
         word_position: Float[Tensor, "B W D"],
         clip_mask: Bool[Tensor, "B L"],
         word_mask: Bool[Tensor, "B W"],
+        batches: int = 1,
     ) -> Float[Tensor, "B L D"]:
-        shown = released_pairs(clip_mask, word_mask, self.heads)  # B H L W
+        shown = released_pairs(clip_mask, word_mask, self.heads, batches)  # B H L W
         found = self.attention(clips + clip_position, words + word_position, words, shown)  # B L D
         clips = clips + self.dropout(found)
         out: Tensor = self.norm2(clips + self.dropout(self.feedforward(self.norm1(clips))))
@@ -75,9 +76,10 @@ class BiCMFLayer(nn.Module):
         word_position: Float[Tensor, "B W D"],
         clip_mask: Bool[Tensor, "B L"],
         word_mask: Bool[Tensor, "B W"],
+        batches: int = 1,
     ) -> Float[Tensor, "B L D"]:
-        shown_words = released_pairs(clip_mask, word_mask, self.heads)  # B H L W
-        shown_clips = released_pairs(word_mask, clip_mask, self.heads)  # B H W L
+        shown_words = released_pairs(clip_mask, word_mask, self.heads, batches)  # B H L W
+        shown_clips = released_pairs(word_mask, clip_mask, self.heads, batches)  # B H W L
 
         placed_clips, placed_words = clips + clip_position, words + word_position
         found = self.meet_words(placed_clips, placed_words, words, shown_words)  # B L D
@@ -95,7 +97,10 @@ class BiCMFLayer(nn.Module):
 
 
 class OneWayFusion(nn.Module):
-    """Clips attend to words, ``layers`` times; the words stay as they are."""
+    """Clips attend to words, ``layers`` times; the words stay as they are.
+
+    batches: how many batches of equal size lie one after another; a mask goes astray only within its own.
+    """
 
     layer: type[nn.Module] = OneWayLayer
 
@@ -111,9 +116,10 @@ class OneWayFusion(nn.Module):
         word_position: Float[Tensor, "B W D"],
         clip_mask: Bool[Tensor, "B L"],
         word_mask: Bool[Tensor, "B W"],
+        batches: int = 1,
     ) -> Float[Tensor, "B L D"]:
         for layer in self.layers:
-            clips = layer(clips, words, clip_position, word_position, clip_mask, word_mask)
+            clips = layer(clips, words, clip_position, word_position, clip_mask, word_mask, batches)
         return clips
 
 

@@ -35,8 +35,11 @@ class JointHeads(nn.Module):
     def saliency(self, clips: Float[Tensor, "B L D"], token: Float[Tensor, "B D"]) -> Float[Tensor, "B L"]:
         """Scaled agreement of each clip with the global token, always in float32."""
         with torch.autocast(clips.device.type, enabled=False):
-            clips, token = self.clip_saliency(clips.float()), self.token_saliency(token.float())
-            saliency: Tensor = torch.einsum("bld,bd->bl", clips, token) / clips.shape[-1] ** 0.5
+            clips, token = clips.float(), self.token_saliency(token.float())
+            # the clips' map is applied to the token instead, of which there is one: (W c + b) . t = c . (W' t) + b . t
+            direction, offset = token @ self.clip_saliency.weight, token @ self.clip_saliency.bias  # B D, B
+            agreement = torch.einsum("bld,bd->bl", clips, direction) + offset[:, None]
+            saliency: Tensor = agreement / clips.shape[-1] ** 0.5
         return saliency
 
 

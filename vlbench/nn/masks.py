@@ -23,15 +23,18 @@ def keys(mask: Bool[Tensor, "B N"]) -> Bool[Tensor, "B 1 1 N"]:
 
 
 def released_pairs(
-    row_mask: Bool[Tensor, "B M"], key_mask: Bool[Tensor, "B N"], heads: int
+    row_mask: Bool[Tensor, "B M"], key_mask: Bool[Tensor, "B N"], heads: int, batches: int = 1
 ) -> Bool[Tensor, "B {heads} M N"]:
     """What a cross-attention of the released code may attend to: real keys, less a mask that belongs to other samples.
+
+    batches: how many batches of equal size the B samples are, one after another.
 
     A pair of a padded row and a padded key is hidden, but the mask of pairs is stacked as (head, sample) where the
     attention reads it as (sample, head): head h of sample b reads the pairs of sample (b * heads + h) mod B. So a
     sample's result depends on the lengths of the others in its batch, unless nothing or only one side is padded.
     """
-    B = len(row_mask)
-    reader = torch.arange(B * heads, device=row_mask.device).remainder(B).view(B, heads)  # B H
+    size = len(row_mask) // batches
+    reader = torch.arange(size * heads, device=row_mask.device).remainder(size).view(size, heads)
+    reader = torch.cat([reader + batch * size for batch in range(batches)])  # B H
     shown = row_mask[:, :, None] | key_mask[:, None, :]  # B M N
     return shown[reader] & key_mask[:, None, None, :]  # B H M N

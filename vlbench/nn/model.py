@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, TypeVar
 
@@ -137,7 +137,11 @@ class VideoMomentModel(nn.Module):
         word_positions = self.word_position(words)  # B W D
         clips = self.refinement(projected, words, clip_mask, word_mask)  # B L D
 
-        token, memory = self._understand(clips, words, positions, word_positions, clip_mask, word_mask)
+        batches = [(clips, words, positions, word_positions, clip_mask, word_mask)]
+        if negative:  # as released: the next sample's words, but clips refined with their own, and word positions too
+            other = (words.roll(-1, 0), positions, word_positions, clip_mask, word_mask.roll(-1, 0))
+            batches.append((clips, *other))
+        (token, memory), *rest = self._understand(batches)  # B D, B L D
         states, references = self.decoder(memory, positions, clip_mask)  # K B A D, K B A 2
         spans_cw, logits = self.heads.moments(states, references)  # K B A 2, K B A 2
         saliency = self.heads.saliency(memory, token)  # B L
@@ -145,9 +149,7 @@ class VideoMomentModel(nn.Module):
         if not negative:
             return outputs
 
-        # The released negative pair: the next sample's words, but clips refined with their own, and word positions too.
-        other = (words.roll(-1, 0), positions, word_positions, clip_mask, word_mask.roll(-1, 0))
-        token, unrelated = self._understand(clips, *other)
+        [(token, unrelated)] = rest
         contrast = (None, None, None) if self.contrast is None else self.contrast(states, words, memory)
         return replace(
             outputs,
@@ -158,20 +160,19 @@ class VideoMomentModel(nn.Module):
             clips_projected=contrast[2],
         )
 
-    def _understand(
-        self,
-        clips: Tensor,
-        words: Tensor,
-        positions: Tensor,
-        word_positions: Tensor,
-        clip_mask: Tensor,
-        word_mask: Tensor,
-    ) -> tuple[Tensor, Tensor]:
-        """Fuse clips with words, then relate clips with each other: the global token (B D) and the clips (B L D)."""
-        fused = self.fusion(clips, words, positions, word_positions, clip_mask, word_mask)  # B L D
-        mask = torch.cat((clip_mask.new_ones(len(clips), 1), clip_mask), dim=1)  # B 1+L
-        memory = self.encoder(self.token.before(fused), self.token.position_before(positions), mask)  # B 1+L D
-        return memory[:, 0], memory[:, 1:]
+    def _understand(self, batches: Sequence[tuple[Tensor, ...]]) -> list[tuple[Tensor, Tensor]]:
+        """Fuse clips with words, then relate clips with each other: global token (B D) and clips (B L D) of each batch.
+
+        batches: what fusion reads, all of one size; they pass together, which costs half as many operations.
+        """
+        B = len(batches[0][0])
+        given = batches[0] if len(batches) == 1 else tuple(torch.cat(parts) for parts in zip(*batches, strict=True))
+        _, _, positions, _, clip_mask, _ = given
+        fused = self.fusion(*given, batches=len(batches))  # S*B L D
+        mask = torch.cat((clip_mask.new_ones(len(fused), 1), clip_mask), dim=1)  # S*B 1+L
+        memory = self.encoder(self.token.before(fused), self.token.position_before(positions), mask)  # S*B 1+L D
+        clips = memory[:, 1:].contiguous()  # once here, and not in every map that reads them
+        return list(zip(memory[:, 0].split(B), clips.split(B), strict=True))
 
 
 def assemble(

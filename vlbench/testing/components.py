@@ -226,7 +226,23 @@ def _component_problems(key: str, entry: Entry) -> Iterator[str]:
         yield f"a sample depends on the padding of its batch ({apart}), and no reason is declared"
     if reason and not apart:
         yield f"depends_on_batch is declared ({reason}), but nothing depends on it"
+    if key == "fusion":
+        yield from _stacking_problems(part, x)
     yield from _gradient_problems(key, part, entry, x)
+
+
+def _stacking_problems(part: Any, x: Example) -> Iterator[str]:
+    """The positive and the negative pair pass through fusion together, and must not notice each other."""
+    words, word_mask = x.words.roll(-1, 0), x.word_mask.roll(-1, 0)
+    pairs = [
+        (x.clips, x.words, x.positions, x.word_positions, x.clip_mask, x.word_mask),
+        (x.clips, words, x.positions, x.word_positions, x.clip_mask, word_mask),
+    ]
+    with torch.no_grad():
+        apart = torch.cat([part(*given) for given in pairs])
+        together = part(*map(torch.cat, zip(*pairs, strict=True)), batches=2)
+    if together.shape != apart.shape or not torch.allclose(together, apart, atol=1e-5):
+        yield "two batches given together differ from the same two given apart"
 
 
 def _shape_problems(given: Given, wanted: Mapping[str, tuple[int, ...]]) -> Iterator[str]:

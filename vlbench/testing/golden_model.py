@@ -330,7 +330,7 @@ def _compare(fixture: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]], tal
     criterion = Criterion.of(variant, frozenset({"mr", "hd"} if moments else {"hd"}))
 
     model.train()
-    with _watch(model) as seen:
+    with _watch(model, len(inputs.clips)) as seen:
         outputs = model(inputs)
     _arrays(model, inputs, outputs, seen, arrays, tally)
     _decisions(fixture, outputs, tally)
@@ -359,10 +359,10 @@ def _compare(fixture: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]], tal
 
 
 class _watch:  # noqa: N801 (used as a verb)
-    """While open, records what passes through the named parts of a model: one entry per call."""
+    """While open, records what passes through the named parts of a model: one entry per batch of ``size`` samples."""
 
-    def __init__(self, model: VideoMomentModel) -> None:
-        self.model, self.seen, self.hooks = model, dict[str, list[Any]](), list[Any]()
+    def __init__(self, model: VideoMomentModel, size: int) -> None:
+        self.model, self.size, self.seen, self.hooks = model, size, dict[str, list[Any]](), list[Any]()
 
     def __enter__(self) -> dict[str, list[Any]]:
         model = self.model
@@ -390,15 +390,19 @@ class _watch:  # noqa: N801 (used as a verb)
 
     def _output(self, name: str, module: nn.Module) -> None:
         def keep(_: nn.Module, __: Any, output: Any) -> None:
-            self.seen.setdefault(name, []).append(output)
+            self._keep(name, output)
 
         self.hooks.append(module.register_forward_hook(keep))
 
     def _input(self, name: str, module: nn.Module, place: int) -> None:
         def keep(_: nn.Module, inputs: Any) -> None:
-            self.seen.setdefault(name, []).append(inputs[place])
+            self._keep(name, inputs[place])
 
         self.hooks.append(module.register_forward_pre_hook(keep))
+
+    def _keep(self, name: str, value: Any) -> None:
+        """The positive and the negative pair pass through a part together, one batch after the other."""
+        self.seen.setdefault(name, []).extend(torch.split(value, self.size) if isinstance(value, Tensor) else [value])
 
 
 def _arrays(
