@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 
 @click.command(
+    short_help="Ask whether a component, loss term or encoder helps.",
     epilog="""\b
 Examples:
   vlbench ablate --component fra --dry-run
@@ -23,7 +24,7 @@ Examples:
   vlbench ablate --component slowfast --seeds 5
   vlbench ablate --component noise --seeds 3 --set train.epochs=6
   vlbench ablate --component alignment --variant videolights_quick --jobs 2
-"""
+""",
 )
 @click.option("--component", metavar="NAME", help="A component, loss term or encoder; see vlbench list.")
 @click.option("--variant", metavar="NAME", help="The variant to edit. [default: the ablation card's]")

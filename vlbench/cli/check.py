@@ -12,12 +12,13 @@ if TYPE_CHECKING:
 
 
 @click.command(
+    short_help="Build and step every card; run numeric fixtures.",
     epilog="""\b
 Examples:
   vlbench check
   vlbench check --card videolights_quick
   vlbench check --golden path/to/golden/videolights
-"""
+""",
 )
 @click.option("--card", "names", multiple=True, metavar="NAME", help="Only this variant card. Repeatable.")
 @click.option(

@@ -12,12 +12,13 @@ if TYPE_CHECKING:
 
 
 @click.command(
+    short_help="Render every study in the store: pages, tables, figures.",
     epilog="""\b
 Examples:
   vlbench report --out reports/
   vlbench report --study ablate-fra-planted-quick --format latex
   vlbench report --allow-missing
-"""
+""",
 )
 @click.option("--study", "studies", multiple=True, metavar="NAME", help="Only this study. Repeatable. [default: all]")
 @click.option("--allow-missing", is_flag=True, help="Report with holes, and print them in every output.")

@@ -13,7 +13,7 @@ Examples:
 """
 )
 def runs() -> None:
-    """List the cells of the store, show one, or publish them to MLflow."""
+    """List the cells of the store, show one, publish them to MLflow."""
 
 
 @runs.command("list")

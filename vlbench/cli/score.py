@@ -17,12 +17,13 @@ EVALUATORS = ("auto", "moment_detr", "videolights", "univtg", "lighthouse", "umt
 
 
 @click.command(
+    short_help="Score anyone's prediction file.",
     epilog="""\b
 Examples:
   vlbench score hl_val_submission.jsonl --annotations highlight_val_release.jsonl
   vlbench score preds.jsonl.gz --annotations charades_test_release.jsonl --evaluator univtg --json
   vlbench score preds.jsonl --annotations highlight_val_release.jsonl --mode strict --per-query queries.csv
-"""
+""",
 )
 @click.argument("predictions", type=click.Path(path_type=Path))
 @click.option(

@@ -13,6 +13,7 @@ KINDS = ("variants", "ablations", "components", "losses", "encoders", "datasets"
 
 @click.command(
     "list",
+    short_help="List variants, components, losses, encoders, datasets and metrics.",
     epilog="""\b
 Examples:
   vlbench list
@@ -81,12 +82,13 @@ def _variant_line(variant: Any) -> str:
 
 
 @click.command(
+    short_help="Show a resolved card, each line with its origin.",
     epilog="""\b
 Examples:
   vlbench show videolights
   vlbench show fra
   vlbench show models/videolights.toml --json
-"""
+""",
 )
 @click.argument("name")
 @click.option("--json", "as_json", is_flag=True, help="The resolved keys as one JSON object.")

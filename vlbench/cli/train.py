@@ -8,11 +8,12 @@ from vlbench.cli import options
 
 
 @click.command(
+    short_help="Train one variant with one seed and score it.",
     epilog="""\b
 Examples:
   vlbench train videolights_quick
   vlbench train qd_detr --seed 2 --set train.epochs=3 --set model.width=64 --set train.batch_size=16
-"""
+""",
 )
 @click.argument("variant")
 @options.what
