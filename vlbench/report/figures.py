@@ -371,10 +371,16 @@ def _figure(panels: Sequence[Panel]) -> Figure:
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     width, height = sum(panel.size[0] for panel in panels), max(panel.size[1] for panel in panels)
-    figure = Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(wspace=0.06))
+    figure = Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(wspace=0.06, w_pad=0.08, h_pad=0.06))
     grid = figure.add_gridspec(1, len(panels), width_ratios=[panel.size[0] for panel in panels])
     for number, panel in enumerate(panels):
         panel.draw(figure.add_subplot(grid[0, number]))
+    # the solver of the layout differs in its last digits from run to run, and the names of clipping paths hash them
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+    for axes in figure.axes:
+        left, bottom, wide, high = (round(side, 5) for side in axes.get_position().bounds)
+        axes.set_position((left, bottom, wide, high))
     return figure
 
 

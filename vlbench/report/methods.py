@@ -107,7 +107,7 @@ def _remedy(shares: Sequence[tuple[float, float]]) -> str:
         return f"{told}: more seeds or steadier training help, more queries hardly"
     if min(queries) >= MOSTLY and max(runs) <= 1 - MOSTLY:
         return f"{told}: more queries help, more seeds hardly"
-    return f"{told}, {_percent(queries)} from queries, counting what they share: more seeds and more queries both help"
+    return f"{told}, {_percent(queries)} from queries, some of it from both: more of either helps"
 
 
 def _percent(shares: Sequence[float]) -> str:
