@@ -89,7 +89,7 @@ def _measures(case: Case, tree: Path) -> dict[str, Callable[[], Any]]:
     def loss() -> float:
         """Without dropout, so that it is the same in trees that draw in another order."""
         model.eval()
-        value = float(criterion(model(batches[0][0]), batches[0][1], epoch=0).total)
+        value = float(criterion(model(batches[0][0]), batches[0][1], epoch=0).total.detach())
         model.train()
         return value
 

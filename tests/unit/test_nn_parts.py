@@ -17,6 +17,7 @@ from vlbench.nn.feedback import moment_clips, sliced
 from vlbench.nn.masks import LOG_TINY, masked_softmax, released_pairs
 from vlbench.nn.matcher import HungarianMatcher
 from vlbench.nn.position import anchor_positions, clip_positions
+from vlbench.nn.recurrence import LastState
 from vlbench.nn.spans import giou, logit, to_se
 from vlbench.nn.transformer import HeadedAttention
 
@@ -102,6 +103,22 @@ def test_the_slope_is_trained_as_torch_trains_it() -> None:
     for mine, torchs in zip(*found, strict=True):
         torch.testing.assert_close(mine, torchs)
     assert torch.autograd.gradcheck(ours.double(), torch.randn(4, 5, dtype=torch.double, requires_grad=True))
+
+
+def test_the_last_state_is_that_of_torch() -> None:
+    torch.manual_seed(0)
+    ours, theirs = LastState(6), torch.nn.GRU(6, 6, batch_first=True)
+    theirs.load_state_dict(ours.state_dict())
+    rows, direction = torch.randn(3, 9, 6), torch.randn(3, 6)
+    found = []
+    for part, read in ((ours, lambda given: ours(given)), (theirs, lambda given: theirs(given)[1][0])):
+        given = rows.clone().requires_grad_()
+        state = read(given)
+        (state * direction).sum().backward()
+        found.append((state.detach(), given.grad, *(parameter.grad for parameter in part.parameters())))
+    for mine, torchs in zip(*found, strict=True):
+        torch.testing.assert_close(mine, torchs)
+    assert torch.autograd.gradcheck(ours.double(), torch.randn(2, 4, 6, dtype=torch.double, requires_grad=True))
 
 
 def test_released_pairs_read_the_wrong_sample() -> None:

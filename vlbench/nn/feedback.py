@@ -11,6 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from vlbench.nn.recurrence import LastState
 from vlbench.nn.shapes import Bool, Float, Int, Sizes
 from vlbench.nn.spans import to_se
 
@@ -42,7 +43,7 @@ class UniJFM(nn.Module):
 
     def __init__(self, sizes: Sizes) -> None:
         super().__init__()
-        self.reader = nn.GRU(sizes.width, sizes.width, batch_first=True)
+        self.reader = LastState(sizes.width)
         self.saliency = nn.Linear(sizes.width, sizes.width)  # saliency_proj_mr
 
     def forward(
@@ -57,8 +58,8 @@ class UniJFM(nn.Module):
             projected, clips = projected.float(), clips.float()
             first, last = moment_clips(spans_cw.float(), logits.float(), clips.shape[1])
             rows, inside = sliced(projected, first, last)  # B L D, B L
-            _, read = self.reader(rows * inside[..., None])  # 1 B D
-            agreement = torch.einsum("bd,bld->bl", read[0], projected)
+            read = self.reader(rows * inside[..., None])  # B D
+            agreement = torch.einsum("bd,bld->bl", read, projected)
             scaled = clips * (1 + agreement)[..., None]  # B L D
             # the released code sums the linear map's outputs, which is one direction and one offset
             direction, offset = self.saliency.weight.sum(0), self.saliency.bias.sum()

@@ -430,7 +430,7 @@ def _arrays(
         "mid/memory_neg": lambda: seen["encoder"][1],
         "mid/hs": lambda: seen["decoder"][0][0],
         "mid/references": lambda: seen["decoder"][0][1],
-        "mid/mr_gru_out": lambda: seen["reader"][0][1][0],
+        "mid/mr_gru_out": lambda: seen["reader"][0],
         "out/pred_logits": lambda: outputs.logits,
         "out/pred_spans": lambda: outputs.spans_cw,
         "out/saliency_scores": lambda: outputs.saliency,
