@@ -29,7 +29,7 @@ RUNS = [(arm, seed) for arm in ARMS for seed in range(3)]
 def ties(queries: int, low: float, value: float, high: float, checkpoint: str = "selected") -> dict[str, Any]:
     text = f"{queries} queries with ties for the top clip, here {value}, from {low} to {high}"
     moved = ("HIT@1 (VeryGood)", low, value, high)
-    return {"checkpoint": checkpoint, **Oddity(text, "ties for the top clip", queries, 40, moved=moved).as_json()}
+    return {"checkpoint": checkpoint, **Oddity(text, "tied top clips", queries, 40, moved=moved).as_json()}
 
 
 def outside(*qids: int, checkpoint: str = "selected") -> dict[str, Any]:
@@ -45,13 +45,13 @@ def judged(root, oddities, **options) -> Comparison:
 def test_a_kind_in_every_run_is_one_line_with_the_range_and_the_largest_move(tmp_path):
     found = judged(tmp_path, {run: [ties(8 + i, 80.0 - i / 2, 81.0, 81.5)] for i, run in enumerate(RUNS)})
     assert lines(found) == [
-        "ties for the top clip in 8 to 13 of 40 queries per run could move HIT@1 (VeryGood) by up to 3.50 points"
+        "tied top clips in 8 to 13 of 40 queries per run could move HIT@1 (VeryGood) by up to 3.50 points"
     ]
 
 
 def test_ties_that_move_nothing_say_so(tmp_path):
     found = judged(tmp_path, {run: [ties(2, 81.0, 81.0, 81.0)] for run in RUNS})
-    assert lines(found) == ["ties for the top clip in 2 of 40 queries per run leave HIT@1 (VeryGood) as it is"]
+    assert lines(found) == ["tied top clips in 2 of 40 queries per run leave HIT@1 (VeryGood) as it is"]
 
 
 def test_few_runs_are_named_and_more_are_counted(tmp_path):
@@ -67,7 +67,7 @@ def test_what_could_move_a_number_most_comes_first(tmp_path):
     odd = {run: [outside(1)] for run in RUNS}
     odd[RUNS[0]] = [outside(1), ties(2, 80.0, 81.0, 81.0)]
     found = judged(tmp_path, odd)
-    assert [line.split(" in ")[0] for line in lines(found)] == ["ties for the top clip", "windows outside the video"]
+    assert [line.split(" in ")[0] for line in lines(found)] == ["tied top clips", "windows outside the video"]
 
 
 def test_lines_are_about_the_judged_checkpoint_and_details_about_both(tmp_path):
@@ -118,7 +118,7 @@ def test_scores_keep_plain_sentences_that_know_their_values():
     outside = values["windows that reach outside the video"]
     assert (outside.queries, outside.of, outside.first, outside.effect) == (1, 2, (1,), "not clipped")
     assert values["windows without length"].queries == 1
-    metric, low, value, high = values["ties for the top clip"].moved
+    metric, low, value, high = values["tied top clips"].moved
     assert metric == "HIT@1 (VeryGood)" and (low, value, high) == pytest.approx((50.0, 100.0, 100.0))
     again = pickle.loads(pickle.dumps(outside))
     assert again == outside and again.as_json() == outside.as_json()

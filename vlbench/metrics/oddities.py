@@ -122,7 +122,7 @@ def hit_ties(clips: Highlights) -> list[str]:
             f"their order could move HIT@1 (VeryGood), here {value:.2f}, to anything from {low:.2f} to {high:.2f}"
         )
     moved = ("HIT@1 (VeryGood)", float(low), float(value), float(high))
-    return [Oddity(text, "ties for the top clip", tied, int(clips.asked.sum()), moved=moved)]
+    return [Oddity(text, "tied top clips", tied, int(clips.asked.sum()), moved=moved)]
 
 
 def top5_ties(labels: Labels) -> list[str]:

@@ -90,9 +90,9 @@ def _could(row: Row, comparison: Comparison) -> str:
         return f"{text}; to decide: more seeds"
     margin = comparison.frame.margin
     larger = abs(row.points) >= margin or row.verdict.mde <= margin
-    aim = "what was seen" if larger else f"{margin:g} points, the margin,"
+    aim = "what was seen" if larger else f"the margin of {margin:g} points"
     if row.verdict.seeds_needed is None:
-        return f"{text}; no number of seeds is enough to find {aim} on these queries"
+        return f"{text}; no number of seeds finds {aim}"
     return f"{text}; to find {aim} takes about {row.verdict.seeds_needed} seeds per arm"
 
 
@@ -111,7 +111,9 @@ def _remedy(shares: Sequence[tuple[float, float]]) -> str:
 
 
 def _percent(shares: Sequence[float]) -> str:
-    low, high = (math.floor(100 * share) for share in (min(shares), max(shares)))  # 99.6% is not all of it
+    low, high = (math.floor(100 * share) for share in (min(shares), max(shares)))
+    if low >= 99:
+        return "over 99%"
     return f"{low}%" if low == high else f"{low} to {high}%"
 
 

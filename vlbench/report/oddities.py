@@ -34,7 +34,7 @@ class Group:
 
     @property
     def line(self) -> str:
-        """``ties for the top clip in 8 to 66 of 300 queries per run could move HIT@1 by up to 2.00 points``."""
+        """``tied top clips in 8 to 66 of 300 queries per run could move HIT@1 by up to 2.00 points``."""
         first = self.found[0][1]
         if not first.get("what"):
             text = str(first["text"])

@@ -407,12 +407,15 @@ def verdicts_table(comparison: Comparison) -> Table:
 
 
 def _other(comparison: Comparison) -> RenderableType:
-    columns = (Column("Arm"), Column("Metric"), Column("Difference", True), Column("95% interval", True))
-    rows = tuple(
-        (Cell(row.arm), Cell(row.title), Cell(words.signed(row.points)), Cell(words.interval(row.low, row.high)))
-        for row in comparison.rows
-    )
-    return _rich(Table("other", "", columns, rows), [column.title for column in columns])
+    """One line per arm: the difference on every primary metric with its interval."""
+    titles = [title_of(metric) for metric in comparison.metrics]
+    rows = []
+    for arm in comparison.arms:
+        found = [comparison.row(arm.name, metric) for metric in comparison.metrics]
+        cells = [Cell(f"{words.signed(row.points)} ({words.interval(row.low, row.high)})") for row in found]
+        rows.append((Cell(arm.name), *cells))
+    columns = (Column("Arm"), *(Column(title) for title in titles))
+    return _rich(Table("other", "", columns, tuple(rows)), ["Arm", *titles])
 
 
 def _rich(table: Table, wanted: Sequence[str] | None) -> RenderableType:
