@@ -39,5 +39,6 @@ def dropped(rows: Float[Tensor, "*N"], rate: float) -> Float[Tensor, "*N"]:
     if rows.device.type != "cpu" or rows.dtype != torch.float32:
         return functional.dropout(rows, rate)
     draws = torch.empty((rows.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
-    kept = draws.view(torch.int16)[: rows.numel()].view(rows.shape) >= lost - LEVELS // 2
-    return rows * kept.to(rows.dtype).mul_(LEVELS / (LEVELS - lost))
+    lanes = draws.view(torch.int16)[: rows.numel()].view(rows.shape)
+    kept = torch.ge(lanes, lost - LEVELS // 2, out=torch.empty(rows.shape))  # 0 or 1, without a mask to convert
+    return rows * kept.mul_(LEVELS / (LEVELS - lost))

@@ -22,6 +22,11 @@ def keys(mask: Bool[Tensor, "B N"]) -> Bool[Tensor, "B 1 1 N"]:
     return mask[:, None, None, :]
 
 
+def additive(shown: Bool[Tensor, "*N"]) -> Float[Tensor, "*N"]:
+    """What added to scores hides them from a softmax: 0 where shown, minus infinity elsewhere."""
+    return torch.zeros(shown.shape, device=shown.device).masked_fill_(~shown, -torch.inf)
+
+
 def released_pairs(
     row_mask: Bool[Tensor, "B M"], key_mask: Bool[Tensor, "B N"], heads: int, batches: int = 1
 ) -> Bool[Tensor, "B {heads} M N"]:

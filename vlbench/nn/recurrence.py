@@ -46,9 +46,9 @@ class _Recurrence(torch.autograd.Function):
         states = given.new_zeros(L + 1, B, D)  # before every step, and after the last
         recurrent, candidates = given.new_empty(L, B, 3 * D), given.new_empty(L, B, D)
         gates = given.new_empty(L, B, 2 * D)  # reset and update
-        gates_in, lasts_in = given.split((2 * D, D), -1)
-        gates_own, lasts_own = recurrent.split((2 * D, D), -1)
-        places = (states[:-1], states[1:], recurrent, gates_in, gates_own, gates, *gates.split(D, -1))
+        gates_in, lasts_in = torch.split(given, [2 * D, D], -1)
+        gates_own, lasts_own = torch.split(recurrent, [2 * D, D], -1)
+        places = (states[:-1], states[1:], recurrent, gates_in, gates_own, gates, *torch.split(gates, D, -1))
         steps = zip(*(place.unbind() for place in (*places, lasts_in, lasts_own, candidates)), strict=True)
         for state, after, parts, gate_in, gate_own, gate, reset, update, last_in, last_own, candidate in steps:
             torch.addmm(bias, state, weight.t(), out=parts)

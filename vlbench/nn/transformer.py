@@ -21,7 +21,7 @@ from torch.nn import functional
 
 from vlbench.nn.activation import PReLU
 from vlbench.nn.dropout import Dropout, dropped
-from vlbench.nn.masks import keys
+from vlbench.nn.masks import additive, keys
 from vlbench.nn.position import anchor_positions
 from vlbench.nn.shapes import Bool, Float, Sizes, at_least_one
 from vlbench.nn.spans import logit
@@ -54,7 +54,7 @@ class HeadedAttention(nn.Module):
         if rate and query.device.type == "cpu":  # the fused function would draw one random number per weight
             scores = (query / query.shape[-1] ** 0.5) @ key.transpose(-2, -1)  # B H M N
             if shown is not None:
-                scores = scores.masked_fill(~shown, -torch.inf)
+                scores += additive(shown)  # the sum has a free backward pass, and filling has not
             mixed = dropped(scores.softmax(-1), rate) @ value  # B H M D/H
         else:
             mixed = functional.scaled_dot_product_attention(query, key, value, attn_mask=shown, dropout_p=rate)
