@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 from jaxtyping import install_import_hook
 
 # Every jaxtyping annotation in the network floor is checked at run time, so a shape comment cannot lie.
@@ -11,6 +12,10 @@ _hook = install_import_hook("vlbench.nn", "beartype.beartype")
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # waiting threads make small tensors slow
+
+# The same examples in every run, and no time limit of each: a busy machine is not a failure.
+settings.register_profile("vlbench", deadline=None, derandomize=True)
+settings.load_profile("vlbench")
 
 SHARED = Path(__file__).resolve().parents[1].parent / "shared"
 
