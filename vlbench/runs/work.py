@@ -134,9 +134,16 @@ def _run_score(cell: Score, folder: Path, store: Store, options: Options) -> tup
     model = build(trained.variant, reporting, trained.seed).to(device)
     summary: dict[str, float] = {}
     tables, notes, odd = [], set(), []
+    weights = (store.record(cell.fit) or {})["files"]
+    predicted: dict[str, Any] = {}  # by the digest of the weights: the last epoch is often the selected one
     for checkpoint in CHECKPOINTS:
-        load_weights(model, store.folder(cell.fit) / WEIGHTS[checkpoint])
-        rows = predict(model, reporting, device=device, batch_size=recipe.eval_batch_size, precision=recipe.precision)
+        digest = weights[WEIGHTS[checkpoint]]
+        if digest not in predicted:
+            load_weights(model, store.folder(cell.fit) / WEIGHTS[checkpoint])
+            predicted[digest] = predict(
+                model, reporting, device=device, batch_size=recipe.eval_batch_size, precision=recipe.precision
+            )
+        rows = predicted[digest]
         with replacing(folder / f"predictions-{checkpoint}.jsonl.gz") as path:
             write_predictions(path, rows)
         scores = score(
