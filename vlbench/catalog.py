@@ -68,7 +68,7 @@ def find_slot(key: str) -> Slot:
 # that no gradient reaches, and ``depends_on_batch``, why a sample among padded others may differ from itself alone.
 
 # Sizes that several slots share; the [model] table of a card.
-model_args: dict[str, Scalar] = {"width": 256, "heads": 8, "feedforward": 1024, "dropout": 0.1}
+model_args: dict[str, Scalar] = {"width": 256, "attention_heads": 8, "feedforward": 1024, "dropout": 0.1}
 
 projection = slot("projection", neutral="linear", takes="features B N F", gives="rows B N D")
 projection.add(

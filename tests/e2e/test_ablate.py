@@ -8,7 +8,16 @@ from pathlib import Path
 
 import pytest
 
-FAST = ["--set", "train.epochs=2", "--set", "model.width=16", "--set", "model.heads=2", "--set", "model.feedforward=32"]
+FAST = [
+    "--set",
+    "train.epochs=2",
+    "--set",
+    "model.width=16",
+    "--set",
+    "model.attention_heads=2",
+    "--set",
+    "model.feedforward=32",
+]
 
 
 def vlbench(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:

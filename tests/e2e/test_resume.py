@@ -12,7 +12,16 @@ import pytest
 
 from vlbench.runs.store import Store
 
-QUICK = ["--set", "train.epochs=4", "--set", "train.eval_every=2", "--set", "model.width=16", "--set", "model.heads=2"]
+QUICK = [
+    "--set",
+    "train.epochs=4",
+    "--set",
+    "train.eval_every=2",
+    "--set",
+    "model.width=16",
+    "--set",
+    "model.attention_heads=2",
+]
 COMMAND = ["train", "videolights_quick", *QUICK]
 VLBENCH = [sys.executable, "-m", "vlbench"]
 
@@ -91,3 +100,20 @@ def test_inline_and_local_give_the_same_bytes(workspace, unbroken):
     done = run([*COMMAND, "--executor", "inline"], workspace / "store")
     assert done.returncode == 0, done.stderr
     assert records(workspace / "store") == records(unbroken)
+
+
+def test_two_commands_at_once_share_the_work_and_both_end_with_the_answer(workspace, unbroken):
+    store = workspace / "store"
+    environment = {**os.environ, "VLBENCH_STORE": str(store)}
+    both = [
+        subprocess.Popen(
+            [*VLBENCH, *COMMAND], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        for _ in range(2)
+    ]
+    answers = [process.communicate(timeout=300)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0]
+    assert answers[0] == answers[1] and "MR-mAP" in answers[0]
+    assert records(store) == records(unbroken)
+    (fit,) = (cell for cell, record in records(store).items() if json.loads(record)["kind"] == "fit")
+    assert [event["epoch"] for event in Store(store).events(fit)] == [0, 1, 2, 3]  # it was trained once

@@ -87,7 +87,7 @@ def test_a_case_without_auxiliary_losses_is_understood(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("option", "value", "key", "expected"),
     [
-        ("nheads", 4, "model.heads", 4),
+        ("nheads", 4, "model.attention_heads", 4),
         ("n_input_proj", 3, "model.projection.layers", 3),
         ("max_q_l", 20, "model.word_position.max_words", 20),
         ("num_queries", 7, "model.decoder.anchors", 7),

@@ -23,7 +23,7 @@ from vlbench.workspace import Workspace
 
 SMALL = {
     "model.width": 16,
-    "model.heads": 2,
+    "model.attention_heads": 2,
     "model.feedforward": 16,
     "model.dropout": 0.1,
     "train.epochs": 4,

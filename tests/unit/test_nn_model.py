@@ -41,7 +41,7 @@ RELEASED = {
     "loss.task_coupled.use": "cosine",
     "loss.hard_saliency.use": "hard_pos_neg",
 }
-SMALL = {"model.width": 24, "model.heads": 2, "model.feedforward": 32, "model.decoder.anchors": 4}
+SMALL = {"model.width": 24, "model.attention_heads": 2, "model.feedforward": 32, "model.decoder.anchors": 4}
 NO_FRA = {"model.refinement.use": "none", "model.projection.use": "linear"}
 NO_FEEDBACK = {"model.feedback.use": "none", "loss.task_coupled.use": "none"}
 
@@ -251,8 +251,10 @@ def test_without_moments_only_highlights_are_trained() -> None:
 
 @pytest.mark.parametrize(("width", "heads"), [(30, 2), (24, 5), (2, 1), (64, 0)])
 def test_an_impossible_width_is_explained(width: int, heads: int) -> None:
-    described = variant({"model.width": width, "model.heads": heads})
-    with pytest.raises(CardError, match=f"multiple of 4 and of model.heads .got width={width}, heads={heads}"):
+    described = variant({"model.width": width, "model.attention_heads": heads})
+    with pytest.raises(
+        CardError, match=f"multiple of 4 and of model.attention_heads .got width={width}, attention_heads={heads}"
+    ):
         assemble(described, clip_width=4, word_width=4, seed=0)
 
 

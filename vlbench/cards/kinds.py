@@ -42,8 +42,8 @@ class Reported:
 class Variant:
     """A complete model description: one resolved card.
 
-    model: the sizes that slots share (``width heads feedforward dropout``). slots and losses: every slot of the
-    catalogue, filled. recipe: the ``[train]`` table. origin: for every card key, the ``file:line`` that set it, or
+    model: the sizes that slots share (``width attention_heads feedforward dropout``). slots and losses: every slot of
+    the catalogue, filled. recipe: the ``[train]`` table. origin: for every card key, the ``file:line`` that set it, or
     ``catalog``.
     """
 

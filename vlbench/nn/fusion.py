@@ -26,7 +26,7 @@ class OneWayLayer(nn.Module):
 
     def __init__(self, sizes: Sizes) -> None:
         super().__init__()
-        self.heads = sizes.heads
+        self.heads = sizes.attention_heads
         self.attention = Attention(sizes)
         self.feedforward = FeedForward(sizes)
         self.norm1, self.norm2 = nn.LayerNorm(sizes.width), nn.LayerNorm(sizes.width)
@@ -61,7 +61,7 @@ class BiCMFLayer(nn.Module):
     def __init__(self, sizes: Sizes) -> None:
         super().__init__()
         D = sizes.width
-        self.heads = sizes.heads
+        self.heads = sizes.attention_heads
         self.meet_words, self.words_meet, self.meet_found_words = Attention(sizes), Attention(sizes), Attention(sizes)
         self.mix1, self.mix2, self.mix3 = nn.Linear(D, D), nn.Linear(D, D), nn.Linear(D, D)
         self.norm1, self.norm2, self.norm3, self.norm4 = (nn.LayerNorm(D) for _ in range(4))

@@ -37,14 +37,15 @@ class Sizes:
     """
 
     width: int
-    heads: int
+    attention_heads: int
     feedforward: int
     dropout: float
 
     def __post_init__(self) -> None:
-        if self.width < 4 or self.width % 4 or self.heads < 1 or self.width % self.heads:
+        if self.width < 4 or self.width % 4 or self.attention_heads < 1 or self.width % self.attention_heads:
             raise CardError(
-                f"model.width must be a multiple of 4 and of model.heads (got width={self.width}, heads={self.heads})",
+                "model.width must be a multiple of 4 and of model.attention_heads "
+                f"(got width={self.width}, attention_heads={self.attention_heads})"
             )
         if self.feedforward < 1:
             raise CardError(f"model.feedforward must be at least 1 (got {self.feedforward})")

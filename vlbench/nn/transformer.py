@@ -71,7 +71,7 @@ class Attention(nn.Module):
 
     def __init__(self, sizes: Sizes) -> None:
         super().__init__()
-        self.headed = HeadedAttention(sizes.width, sizes.heads, sizes.dropout)
+        self.headed = HeadedAttention(sizes.width, sizes.attention_heads, sizes.dropout)
         self.inward = nn.Linear(sizes.width, 3 * sizes.width)  # query, key and value, stacked in this order
         nn.init.zeros_(self.inward.bias)
 
@@ -193,13 +193,13 @@ class DecoderLayer(nn.Module):
         self.self_query, self.self_query_place = nn.Linear(D, D), nn.Linear(D, D)
         self.self_key, self.self_key_place = nn.Linear(D, D), nn.Linear(D, D)
         self.self_value = nn.Linear(D, D)
-        self.self_attention = HeadedAttention(D, sizes.heads, sizes.dropout)
+        self.self_attention = HeadedAttention(D, sizes.attention_heads, sizes.dropout)
 
         self.cross_query, self.cross_place = nn.Linear(D, D), nn.Linear(D, D)
         self.cross_key, self.cross_key_place = nn.Linear(D, D), nn.Linear(D, D)
         self.cross_value = nn.Linear(D, D)
         self.cross_query_place: nn.Linear | None = nn.Linear(D, D)
-        self.cross_attention = HeadedAttention(D, sizes.heads, sizes.dropout)
+        self.cross_attention = HeadedAttention(D, sizes.attention_heads, sizes.dropout)
 
         self.feedforward = FeedForward(sizes)
         self.norm1, self.norm2, self.norm3 = nn.LayerNorm(D), nn.LayerNorm(D), nn.LayerNorm(D)

@@ -24,7 +24,7 @@ from vlbench.nn.position import clip_positions
 from vlbench.nn.shapes import Sizes
 from vlbench.registry import Entry, Scalar
 
-SIZES = Sizes(width=16, heads=2, feedforward=24, dropout=0.1)
+SIZES = Sizes(width=16, attention_heads=2, feedforward=24, dropout=0.1)
 FEATURES, LAYERS, ANCHORS = 10, 2, 5
 CLIPS, WORDS = (7, 4, 6), (5, 3, 2)  # lengths of three samples
 

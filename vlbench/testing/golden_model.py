@@ -125,7 +125,7 @@ def _card(config: Mapping[str, Any], weights: Mapping[str, float] | None) -> dic
         "features.video": "clip",  # widths come from the fixture, so the names of encoders do not matter
         "features.text": "clip",
         "model.width": config["hidden_dim"],
-        "model.heads": config["nheads"],
+        "model.attention_heads": config["nheads"],
         "model.feedforward": config["dim_feedforward"],
         "model.dropout": float(config["dropout"]),
         "model.projection.use": "conv" if config["fra"] else "linear",
