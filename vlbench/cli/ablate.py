@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +15,8 @@ from vlbench.cli import options
 if TYPE_CHECKING:
     from vlbench.runs.store import Store
     from vlbench.studies.plan import Plan
+
+LIVE_S = 5.0  # between two looks at running fits for the tracker
 
 
 @click.command(
@@ -42,16 +46,9 @@ def ablate(
     dataset: str | None,
     features: str | None,
     settings: tuple[str, ...],
-    seeds: int | None,
-    device: str,
     precision: str | None,
-    jobs: int | None,
-    executor: str,
-    out: Path,
-    dry_run: bool,
-    collect: bool,
-    allow_missing: bool,
-    as_json: bool,
+    seeds: int | None,
+    **how: Any,
 ) -> int:
     """Ask whether a component helps: train what is missing, test, print the verdict and write the report.
 
@@ -69,20 +66,7 @@ def ablate(
     store = Store(workspace.store)
     plan = _plan(component, variant, dataset, features, settings, precision, seeds, workspace, store)
     heading = f"ablate {component} · {plan.arms[0].variant.name} · {plan.dataset} · {_plural(len(plan.seeds), 'seed')}"
-    return run_study(
-        plan,
-        heading,
-        store,
-        workspace.root,
-        device=device,
-        jobs=jobs,
-        executor=executor,
-        out=out,
-        dry_run=dry_run,
-        collect=collect,
-        allow_missing=allow_missing,
-        as_json=as_json,
-    )
+    return _conduct(plan, heading, store, workspace.root, How(**how))
 
 
 def _plan(
@@ -151,37 +135,37 @@ def _plan(
     )
 
 
-def run_study(
-    plan: Plan,
-    heading: str,
-    store: Store,
-    root: Path,
-    *,
-    device: str,
-    jobs: int | None,
-    executor: str,
-    out: Path,
-    dry_run: bool,
-    collect: bool,
-    allow_missing: bool,
-    as_json: bool,
-) -> int:
+@dataclass(frozen=True, slots=True)
+class How:
+    """How a study is run and answered; none of it changes what the cells are."""
+
+    device: str
+    jobs: int | None
+    executor: str
+    out: Path
+    dry_run: bool
+    collect: bool
+    allow_missing: bool
+    as_json: bool
+
+
+def _conduct(plan: Plan, heading: str, store: Store, root: Path, how: How) -> int:
     """Show the plan, run what is missing, publish, compare and write the report."""
     from vlbench.cli.view import show_plan
     from vlbench.studies.plan import expected_seconds
 
-    found = ["cpu"] if dry_run or collect or not plan.todo else options.devices(device)
-    workers = options.slots(jobs, found)
+    found = ["cpu"] if how.dry_run or how.collect or not plan.todo else options.devices(how.device)
+    workers = options.slots(how.jobs, found)
     show_plan(plan, workers=workers, expected_s=expected_seconds(plan, store), heading=heading)
-    if dry_run:
-        if as_json:
+    if how.dry_run:
+        if how.as_json:
             _print_json(plan.as_json())
         return 0
     store.save_plan(plan.study, plan.as_json())
     failures: list[str] = []
-    if plan.todo and not collect:
-        failures = _run(plan, store, root, found, workers, executor)
-    return _answer(plan, store, out, failures, allow_missing=allow_missing or collect, as_json=as_json)
+    if plan.todo and not how.collect:
+        failures = _run(plan, store, root, found, workers, how.executor)
+    return _answer(plan, store, failures, how)
 
 
 def _run(plan: Plan, store: Store, root: Path, found: list[str], workers: int, executor: str) -> list[str]:
@@ -196,10 +180,14 @@ def _run(plan: Plan, store: Store, root: Path, found: list[str], workers: int, e
     runner = catalog.executors[executor].load()(jobs=workers, devices=found)
     publisher = Publisher(store, plan.study, runs_of(plan.as_json()))
     running: set[str] = set()
+    published = time.monotonic()
 
     def live() -> None:
-        for fit_id in running:
-            publisher.publish(fit_id)
+        nonlocal published
+        if time.monotonic() - published > LIVE_S:
+            published = time.monotonic()
+            for fit_id in running:
+                publisher.publish(fit_id)
 
     moments = conduct(plan, store, runner, Options(str(store.root), str(root)))
     with contextlib.closing(moments):
@@ -220,7 +208,8 @@ def _noting(moments: Any, running: set[str], publisher: Any) -> Any:
         yield moment
 
 
-def _answer(plan: Plan, store: Store, out: Path, failures: list[str], *, allow_missing: bool, as_json: bool) -> int:
+def _answer(plan: Plan, store: Store, failures: list[str], how: How) -> int:
+    """Print the comparison and write the report of what the store has."""
     from rich.console import Console
 
     from vlbench.cli.view import PIPE_WIDTH
@@ -231,6 +220,7 @@ def _answer(plan: Plan, store: Store, out: Path, failures: list[str], *, allow_m
     from vlbench.report.tables import terminal
     from vlbench.report.write import write, write_index
 
+    allow_missing = how.allow_missing or how.collect
     for failure in failures:
         click.echo(f"failed: {failure}", err=True)
     try:
@@ -241,14 +231,14 @@ def _answer(plan: Plan, store: Store, out: Path, failures: list[str], *, allow_m
         click.echo(f"no verdict: {error}", err=True)
         return 1
     comparison = compare(frame)
-    if as_json:
+    if how.as_json:
         _print_json(result_json(comparison))
     else:
         Console(highlight=False, width=None if sys.stdout.isatty() else PIPE_WIDTH).print(terminal(comparison))
-    paths = write(store, plan.study, out, allow_missing=allow_missing)
-    write_index(store, out, allow_missing=True)
+    paths = write(store, plan.study, how.out, allow_missing=allow_missing)
+    write_index(store, how.out, allow_missing=True)
     page = next(path for path in paths if path.suffix == ".html")
-    click.echo(f"report: {page}", err=as_json)
+    click.echo(f"report: {page}", err=how.as_json)
     return 1 if failures else 0
 
 

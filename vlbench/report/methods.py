@@ -92,7 +92,7 @@ def _could(row: Row, comparison: Comparison) -> str:
     larger = abs(row.points) >= margin or row.verdict.mde <= margin
     aim = "what was seen" if larger else f"the margin of {margin:g} points"
     if row.verdict.seeds_needed is None:
-        return f"{text}; no number of seeds finds {aim}"
+        return f"{text}; no number of seeds finds {aim}, that takes more queries"
     return f"{text}; to find {aim} takes about {row.verdict.seeds_needed} seeds per arm"
 
 
