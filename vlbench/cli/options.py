@@ -97,7 +97,9 @@ def slots(jobs: int | None, found: list[str]) -> int:
 
     if jobs is not None:
         return jobs
-    return len(os.sched_getaffinity(0)) if found == ["cpu"] else len(found)
+    if found != ["cpu"]:
+        return len(found)
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def command_line(*words: str | None, **given: object) -> str:
