@@ -59,13 +59,14 @@ def ablate(
     """
     if component is None:
         raise click.UsageError("--component is missing: which one? See vlbench list components, losses or encoders.")
+    from vlbench.report.words import counted
     from vlbench.runs.store import Store
     from vlbench.workspace import find
 
     workspace = find()
     store = Store(workspace.store)
     plan = _plan(component, variant, dataset, features, settings, precision, seeds, workspace, store)
-    heading = f"ablate {component} · {plan.arms[0].variant.name} · {plan.dataset} · {_plural(len(plan.seeds), 'seed')}"
+    heading = f"ablate {component} · {plan.arms[0].variant.name} · {plan.dataset} · {counted(len(plan.seeds), 'seed')}"
     return _conduct(plan, heading, store, workspace.root, How(**how))
 
 
@@ -246,7 +247,3 @@ def _print_json(content: Any) -> None:
     import json
 
     click.echo(json.dumps(content, indent=1, allow_nan=False))
-
-
-def _plural(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import math
 import sys
 import time
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Self
 
 import click
+
+from vlbench.report.words import count, duration
 
 if TYPE_CHECKING:
     from vlbench.studies.conduct import Moment
@@ -56,24 +57,6 @@ def show_plan(plan: Plan, *, workers: int, expected_s: float | None, heading: st
         time_left = f"about {duration(expected_s / max(1, min(workers, left)))}"
     noun = "fit" if left == 1 else "fits"
     console.print(Text(f"  {left} {noun} to run with {min(workers, left)} at once, {time_left}"))
-
-
-def count(number: int) -> str:
-    """9.3M, 512k, 87."""
-    for size, letter in ((1e6, "M"), (1e3, "k")):
-        if number >= size:
-            return f"{number / size:.1f}{letter}"
-    return str(number)
-
-
-def duration(seconds: float) -> str:
-    """11m02s, 41s, 2h05m."""
-    whole = math.ceil(seconds)
-    if whole < 60:
-        return f"{whole}s"
-    if whole < 3600:
-        return f"{whole // 60}m{whole % 60:02d}s"
-    return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
 
 
 def watch(moments: Iterable[Moment], plan: Plan, on_tick: Callable[[], None]) -> list[str]:

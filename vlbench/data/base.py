@@ -32,6 +32,7 @@ Load = Callable[[list[DataError] | None], tuple[Query, ...]]
 
 ROLES = ("fit", "tune", "report")
 SPLITS = ("train", "val", "test")
+ENDPOINTS = 2  # channels with the relative start and end of a clip (videolights.md 1.2)
 
 
 class Split:
@@ -185,11 +186,23 @@ class Dataset:
             raise CardError(f'"{encoder}" is not a {kind} encoder of {self.name}', hint=suggestion(encoder, streams))
         return streams[encoder]
 
-    def check_features(self, features: Features) -> None:
-        """Raises CardError with the near miss if the dataset lacks one of these encoders."""
+    def check_features(self, features: Features, where: Mapping[str, str] | None = None) -> None:
+        """Raises CardError with the near miss if the dataset lacks one of these encoders.
+
+        where: the place of the ``features.video`` and ``features.text`` keys, for the error.
+        """
         for kind, names in (("video", features.video), ("text", features.text)):
             for name in names:
-                self.stream(kind, name)
+                try:
+                    self.stream(kind, name)
+                except CardError as error:
+                    place = (where or {}).get(f"features.{kind}")
+                    raise CardError(error.what, where=place, hint=error.hint) from None
+
+    def input_widths(self, features: Features) -> tuple[int, int]:
+        """Values per clip, with the two temporal endpoints that ``samples.combine`` adds, and values per word."""
+        clip_width = sum(self.video_encoders[name] for name in features.video) + ENDPOINTS
+        return clip_width, sum(self.text_encoders[name] for name in features.text)
 
     def missing(self, role: str, features: Features) -> list[Problem]:
         """Every feature file that a role needs and that is missing, unreadable or of another width."""
@@ -406,10 +419,8 @@ def _from_files(declaration: Declaration, table: FilesTable, store: Path | None)
         tune_share=table.tune_share,
     )
     if dataset.default_features is not None:
-        try:
-            dataset.check_features(dataset.default_features)
-        except CardError as error:
-            raise CardError(error.what, where=declaration.where("features"), hint=error.hint) from None
+        place = declaration.where("features")
+        dataset.check_features(dataset.default_features, {"features.video": place, "features.text": place})
     return dataset
 
 

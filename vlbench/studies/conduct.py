@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 
 from vlbench.errors import EnvironmentProblem
@@ -11,7 +11,7 @@ from vlbench.runs.executors import Executor
 from vlbench.runs.store import Store
 from vlbench.runs.work import Options
 from vlbench.status import Status
-from vlbench.studies.plan import Plan, Planned, refreshed
+from vlbench.studies.plan import Plan, Planned, look_again
 
 WAIT_S = 1.0
 
@@ -27,9 +27,7 @@ class Moment:
     total: int = 0
 
 
-def conduct(
-    plan: Plan, store: Store, executor: Executor, options: Options, on_cell: Callable[[Planned], None] | None = None
-) -> Generator[Moment, None, None]:
+def conduct(plan: Plan, store: Store, executor: Executor, options: Options) -> Generator[Moment, None, None]:
     """Run what is missing and say what happens.
 
     Cells that another living process holds are waited for. A cell whose worker died is reported as failed and tried
@@ -56,25 +54,24 @@ def conduct(
             cell = by_fit[finished.pack.cells[0]]
             if finished.died is not None:
                 store.fail(cell.fit.id, finished.died, "", {})
-            state = next(c for c in refreshed(plan, store).cells if c.fit.id == cell.fit.id)
+            state = look_again(cell, store)
             if state.status is Status.RUNNING:  # held by another process: waited for below
                 continue
             done += 1
-            if on_cell is not None and state.status is Status.DONE:
-                on_cell(state)
             kind = "done" if state.status is Status.DONE else "failed"
             yield Moment(kind, state, finished=done, total=total)
-        pending = [c for c in refreshed(plan, store).cells if c.fit.id in by_fit and _still_due(c)]
+        pending = _still_due(todo, store)
         while pending and all(c.status is Status.RUNNING for c in pending):
             time.sleep(WAIT_S)
             yield from _news(by_fit, seen, store, done, total)
             yield Moment("tick", finished=done, total=total)
-            pending = [c for c in refreshed(plan, store).cells if c.fit.id in by_fit and _still_due(c)]
+            pending = _still_due(todo, store)
 
 
-def _still_due(cell: Planned) -> bool:
-    """Not done and not failed: held elsewhere, or left behind by a process that held it and is gone."""
-    return cell.status in (Status.NEW, Status.RUNNING, Status.INTERRUPTED)
+def _still_due(cells: Sequence[Planned], store: Store) -> list[Planned]:
+    """Neither done nor failed: held elsewhere, or left behind by a process that held it and is gone."""
+    due = (Status.NEW, Status.RUNNING, Status.INTERRUPTED)
+    return [cell for cell in (look_again(cell, store) for cell in cells) if cell.status in due]
 
 
 def _news(by_fit: dict[str, Planned], seen: dict[str, int], store: Store, done: int, total: int) -> Iterator[Moment]:

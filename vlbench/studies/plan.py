@@ -9,9 +9,9 @@ from typing import Any, Literal
 
 from vlbench import catalog
 from vlbench.canon import canonical, digest
-from vlbench.cards.kinds import Arm, Variant
-from vlbench.data.base import Dataset
-from vlbench.errors import DataError, suggestion
+from vlbench.cards.kinds import Arm, Features, Variant
+from vlbench.data.base import ROLES, Dataset
+from vlbench.errors import DataError
 from vlbench.files import read_json, write_text
 from vlbench.runs.cells import DataRef, Fit, Score, score_of, to_spec, variant_identity
 from vlbench.runs.executors import Pack
@@ -62,13 +62,6 @@ class Plan:
     cells: tuple[Planned, ...]
     parameters: Mapping[str, int]
     notes: tuple[str, ...] = ()
-
-    def counts(self) -> dict[Status, int]:
-        """How many cells are in which state."""
-        found: dict[Status, int] = {}
-        for cell in self.cells:
-            found[cell.status] = found.get(cell.status, 0) + 1
-        return found
 
     @property
     def todo(self) -> list[Planned]:
@@ -132,7 +125,7 @@ def make_plan(
 ) -> Plan:
     """Look every cell up in the store.
 
-    Raises: DataError if an arm needs an encoder that the dataset does not have, or feature files are missing.
+    Raises: CardError if an arm needs an encoder that the dataset does not have, DataError if feature files are missing.
     """
     notes = list(notes)
     known = [name for name in primary if _applies(name, dataset)]
@@ -140,21 +133,21 @@ def make_plan(
         notes.append(f"{', '.join(left)}: not measured, {dataset.name} has no annotations for it")
     if not known:
         raise DataError(f'none of the primary metrics ({", ".join(primary)}) can be measured on "{dataset.name}"')
-    for arm in arms:
-        _check_features(dataset, arm.variant)
-    for features in dict.fromkeys(arm.variant.features for arm in arms):
-        dataset.require(features)
-    cells, parameters = [], {}
+    tasks = tuple(sorted(dataset.tasks))
+    references: dict[Features, tuple[DataRef, DataRef]] = {}  # arms mostly share their encoders
     for arm in arms:
         features = arm.variant.features
-        training = DataRef(
-            dataset.name,
-            {role: dataset.fingerprint(role, features) for role in ("fit", "tune")},
-            tuple(sorted(dataset.tasks)),
-        )
-        reporting = DataRef(
-            dataset.name, {"report": dataset.fingerprint("report", features)}, tuple(sorted(dataset.tasks))
-        )
+        dataset.check_features(features, arm.variant.origin)
+        if features not in references:
+            dataset.require(features)
+            prints = {role: dataset.fingerprint(role, features) for role in ROLES}
+            references[features] = (
+                DataRef(dataset.name, {role: prints[role] for role in ("fit", "tune")}, tasks),
+                DataRef(dataset.name, {"report": prints["report"]}, tasks),
+            )
+    cells, parameters = [], {}
+    for arm in arms:
+        training, reporting = references[arm.variant.features]
         parameters[arm.name] = count_parameters(arm.variant, dataset, store)
         for seed in seeds:
             fit = Fit(arm.variant, training, seed)
@@ -180,13 +173,10 @@ def make_plan(
     )
 
 
-def refreshed(plan: Plan, store: Store) -> Plan:
-    """The same plan with the store's present state."""
-    cells = []
-    for cell in plan.cells:
-        status, reason = _state(store, cell.fit, cell.score)
-        cells.append(replace(cell, status=status, reason=reason))
-    return replace(plan, cells=tuple(cells))
+def look_again(cell: Planned, store: Store) -> Planned:
+    """The same cell with the store's present state."""
+    status, reason = _state(store, cell.fit, cell.score)
+    return replace(cell, status=status, reason=reason)
 
 
 def expected_seconds(plan: Plan, store: Store) -> float | None:
@@ -204,8 +194,7 @@ def expected_seconds(plan: Plan, store: Store) -> float | None:
 
 def count_parameters(variant: Variant, dataset: Dataset, store: Store) -> int:
     """The model's parameters on this dataset's widths. Counted once with torch, then kept in the store."""
-    clip_width = sum(dataset.video_encoders[name] for name in variant.features.video) + 2
-    word_width = sum(dataset.text_encoders[name] for name in variant.features.text)
+    clip_width, word_width = dataset.input_widths(variant.features)
     content = variant_identity(variant)
     del content["recipe"]
     key = digest([content, clip_width, word_width, sorted(dataset.trains)])[:16]
@@ -238,17 +227,3 @@ def _state(store: Store, fit: Fit, score: Score) -> tuple[Status, str]:
 
 def _applies(metric: str, dataset: Dataset) -> bool:
     return catalog.metrics[metric].facts["task"] in dataset.tasks
-
-
-def _check_features(dataset: Dataset, variant: Variant) -> None:
-    for kind, names, known in (
-        ("video", variant.features.video, dataset.video_encoders),
-        ("text", variant.features.text, dataset.text_encoders),
-    ):
-        for name in names:
-            if name not in known:
-                raise DataError(
-                    f'"{name}" is not a {kind} encoder of the dataset "{dataset.name}"',
-                    where=variant.origin.get(f"features.{kind}"),
-                    hint=suggestion(name, known),
-                )

@@ -48,11 +48,12 @@ class FitResult:
 
 def build(variant: Variant, split: Split, seed: int) -> VideoMomentModel:
     """The variant's model for this dataset's widths, with this seed's initial weights."""
-    dataset, features = split.dataset, variant.features
+    dataset = split.dataset
+    clip_width, word_width = dataset.input_widths(variant.features)
     return assemble(
         variant,
-        clip_width=sum(dataset.video_encoders[name] for name in features.video) + 2,  # + temporal endpoints
-        word_width=sum(dataset.text_encoders[name] for name in features.text),
+        clip_width=clip_width,
+        word_width=word_width,
         seed=seed,
         tasks=dataset.trains,
     )
