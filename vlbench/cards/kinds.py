@@ -93,7 +93,10 @@ class ArmCard:
 
 @dataclass(frozen=True, slots=True)
 class Ablation:
-    """A question about a component: one card in ``ablations/``, or derived from the component's slot."""
+    """A question about a component: one card in ``ablations/``, or derived from the component's slot.
+
+    hypothesis: what its author expects, written down before any number; empty where nobody did.
+    """
 
     name: str
     component: str
@@ -104,6 +107,7 @@ class Ablation:
     seeds: int = 5
     primary: tuple[str, ...] = ("mr-map", "hd-map")
     margin: float = 0.5  # points; inside it a difference counts as negligible
+    hypothesis: str = ""
 
 
 def _shown(value: Scalar | None) -> str:

@@ -29,6 +29,7 @@ class AblationCard(Schema):
 
     component: str
     question: str
+    hypothesis: str = ""
     variants: list[str] = Field(min_length=1)
     dataset: str | None = None
     seeds: int = Field(default=5, ge=1)
@@ -81,6 +82,7 @@ def load_ablation(name: str, root: Path) -> Ablation:
         name=path.stem,
         component=card.component,
         question=card.question,
+        hypothesis=card.hypothesis,
         arms=arms,
         variants=tuple(card.variants),
         dataset=card.dataset,
