@@ -17,25 +17,39 @@ from vlbench.registry import Entry, Registry, Scalar
 class Slot(Registry):
     """One position of a model and the components that can fill it.
 
-    ``neutral``: what stands there when a component is removed. ``placebo``: a block of the same size that cannot do
-    what the component is for. ``takes``/``gives``: the contract in shape letters (B batch, L clips, W words, A anchors,
-    D width, K layers).
+    ``neutral``: what stands there when a component is removed. ``placebo``: the one placebo of a slot that has but one.
+    ``takes``/``gives``: the contract in shape letters (B batch, L clips, W words, A anchors, D width, K layers).
+    ``later``: the slot is younger than stored cells, which hold its neutral component without saying so; an identity
+    names the slot only where something else fills it.
     """
 
-    def __init__(self, name: str, *, neutral: str, takes: str, gives: str, placebo: str | None = None) -> None:
+    def __init__(
+        self, name: str, *, neutral: str, takes: str, gives: str, placebo: str | None = None, later: bool = False
+    ) -> None:
         super().__init__(f"component of {name}")
         self.name, self.neutral, self.placebo, self.takes, self.gives = name, neutral, placebo, takes, gives
+        self.later = later
+
+    def placebo_of(self, component: str) -> str | None:
+        """The component with the same parameters that cannot do what this one is for, or None if there is none.
+
+        Its arguments are those of the component, so an arm that puts it in place keeps their values.
+        """
+        found: str | None = self[component].facts.get("placebo")
+        return found
 
 
 model_slots: dict[str, Slot] = {}
 loss_slots: dict[str, Slot] = {}
 
 
-def slot(name: str, *, neutral: str, takes: str, gives: str, placebo: str | None = None) -> Slot:
+def slot(
+    name: str, *, neutral: str, takes: str, gives: str, placebo: str | None = None, later: bool = False
+) -> Slot:
     """Declare a model slot. Raises CardError if the name is taken."""
     if name in model_slots:
         raise CardError(f'the slot "{name}" is already declared')
-    model_slots[name] = Slot(name, neutral=neutral, takes=takes, gives=gives, placebo=placebo)
+    model_slots[name] = Slot(name, neutral=neutral, takes=takes, gives=gives, placebo=placebo, later=later)
     return model_slots[name]
 
 
@@ -64,8 +78,9 @@ def find_slot(key: str) -> Slot:
 
 # --- the model -------------------------------------------------------------------------------------------------------
 
-# Two facts that the contract test holds components to: ``never_trained``, the beginnings of the names of parameters
-# that no gradient reaches, and ``depends_on_batch``, why a sample among padded others may differ from itself alone.
+# Facts that the contract test holds components to: ``never_trained``, the beginnings of the names of parameters that no
+# gradient reaches; ``depends_on_batch``, why a sample among padded others may differ from itself alone; ``placebo``, the
+# component of the same slot with the same parameters that cannot do what this one is for; ``gives``, what losses read.
 
 # Sizes that several slots share; the [model] table of a card.
 model_args: dict[str, Scalar] = {"width": 256, "attention_heads": 8, "feedforward": 1024, "dropout": 0.1}
@@ -91,6 +106,7 @@ word_position.add(
     "vlbench.nn.position:LearnedPosition",
     args={"max_words": 32, "dropout": 0.5},
     summary="a trained table of positions for the words",
+    placebo="idle",
 )
 word_position.add(
     "idle",
@@ -109,6 +125,7 @@ refinement.add(
     "vlbench.nn.refinement:FeatureRefinement",
     args={"dropout": 0.1},
     summary="feature refinement and alignment: mixes clips with the sentence (VideoLights, as released)",
+    placebo="placebo",
 )
 refinement.add(
     "placebo",
@@ -173,6 +190,7 @@ feedback.add(
     "unijfm",
     "vlbench.nn.feedback:UniJFM",
     summary="a second saliency from the best predicted moment (VideoLights, as released: MR to HD, in the loss only)",
+    gives=("saliency",),
     depends_on_batch="the moment is cut out at the padded length of the batch",
 )
 
@@ -259,9 +277,20 @@ loss(
     summary="squared error of normalised saliency, growing with the epoch",
 )
 
-# A term that reads what a slot gives: without that component the term has nothing to read, so removing the component
-# removes the term in the same edit.
-loss_needs: dict[str, tuple[str, str]] = {"task_coupled": ("feedback", "unijfm")}
+# A term that reads what a slot gives: the slot, and what its component has to give (its fact ``gives``). Without it the
+# term has nothing to read, so removing the component removes the term in the same edit.
+loss_needs: dict[str, tuple[str, str]] = {"task_coupled": ("feedback", "saliency")}
+
+
+def feeds(component: str, loss: str) -> bool:
+    """Whether a component of the slot that the loss term ``loss`` reads gives what the term needs."""
+    slot_name, what = loss_needs[loss]
+    return what in model_slots[slot_name][component].facts.get("gives", ())
+
+
+def feeders(loss: str) -> list[str]:
+    """The components that give what a loss term of ``loss_needs`` reads."""
+    return [component for component in model_slots[loss_needs[loss][0]] if feeds(component, loss)]
 
 # --- training (videolights.md 5.1 to 5.3) -----------------------------------------------------------------------------
 

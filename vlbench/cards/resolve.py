@@ -162,13 +162,12 @@ def build(
     recipe = {key: take(f"train.{key}", default) for key, default in catalog.recipe_args.items()}
     if values:
         _refuse(next(iter(values)), origin)
-    for loss, (slot_name, component) in catalog.loss_needs.items():
-        if losses[loss].name != "none" and slots[slot_name].name != component:
+    for loss, (slot_name, what) in catalog.loss_needs.items():
+        if losses[loss].name != "none" and not catalog.feeds(slots[slot_name].name, loss):
             raise CardError(
-                f'loss.{loss} reads what model.{slot_name} = "{component}" gives, '
-                f'but model.{slot_name}.use = "{slots[slot_name].name}"',
+                f'loss.{loss} reads what model.{slot_name} gives, but "{slots[slot_name].name}" gives no {what}',
                 where=origin.get(f"model.{slot_name}.use"),
-                hint=f'set loss.{loss}.use = "none" too',
+                hint=f'set loss.{loss}.use = "none" too; {what} comes from: {", ".join(catalog.feeders(loss))}',
             )
     _check_recipe(recipe, origin)
     return Variant(

@@ -1,6 +1,6 @@
 """Cells: the smallest things that are run and stored, and their identity.
 
-A *fit* is one variant trained on one dataset with one seed. A *score* is one scoring of a fit: its checkpoints on the
+A *fit* is one variant trained on one dataset with one seed. A *score* is one scoring of a fit: its epochs on the
 reporting split. They are two kinds because one fit serves many scorings, so that a new metric never retrains.
 
 Identity is content plus versions: sha256 over the canonical form of the resolved variant (component names, arguments,
@@ -21,7 +21,8 @@ from vlbench.cards.kinds import Features, Use, Variant
 
 FORMAT = 1
 ID_LENGTH = 12  # hex digits: 48 bits name the folder; the full digest stands in the spec
-CHECKPOINTS = ("selected", "last")
+CHECKPOINTS = ("selected", "last")  # those that have weights and predictions; the reporting split chose neither
+SCORED = (*CHECKPOINTS, "crossfit", "best")  # the rows of a score: two more choices of the epoch, by the reporting split
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +61,7 @@ class Fit:
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """One scoring of a fit's checkpoints on a split. ``metrics``: name -> version."""
+    """One scoring of a fit on a split, by every rule of SCORED. ``metrics``: name -> version."""
 
     fit: str
     data: DataRef
@@ -76,7 +77,7 @@ class Score:
             "kind": self.kind,
             "fit": self.fit,
             "data": dict(self.data.fingerprints),
-            "checkpoints": list(CHECKPOINTS),
+            "checkpoints": list(SCORED),
             "corruption": None,
             "metrics": dict(self.metrics),
             "mode": self.mode,
@@ -97,13 +98,20 @@ def variant_identity(variant: Variant) -> dict[str, Any]:
     def uses(table: Mapping[str, Use]) -> dict[str, Any]:
         return {slot: {"use": use.name, "args": dict(use.args), "version": use.version} for slot, use in table.items()}
 
+    implied = _implied()
     return {
         "features": {"video": list(variant.features.video), "text": list(variant.features.text)},
         "model": dict(variant.model),
-        "slots": uses(variant.slots),
+        "slots": uses({slot: use for slot, use in variant.slots.items() if use != implied.get(slot)}),
         "losses": uses(variant.losses),
         "recipe": {**variant.recipe, "version": catalog.recipe_version},
     }
+
+
+def _implied() -> dict[str, Use]:
+    """What fills the slots that are younger than stored cells where an identity does not name them."""
+    later = {name: slot.neutral for name, slot in catalog.model_slots.items() if slot.later}
+    return {name: Use(neutral) for name, neutral in later.items()}  # version 1, no arguments
 
 
 def score_of(fit: Fit, data: DataRef) -> Score:
@@ -140,7 +148,7 @@ def from_spec(spec: Mapping[str, Any]) -> Cell:
         paper=run["paper"],
         features=Features(tuple(known["features"]["video"]), tuple(known["features"]["text"])),
         model=known["model"],
-        slots=uses(known["slots"]),
+        slots=_implied() | uses(known["slots"]),
         losses=uses(known["losses"]),
         recipe={key: value for key, value in known["recipe"].items() if key != "version"},
     )

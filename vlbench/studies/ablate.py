@@ -114,8 +114,8 @@ def _without_component(component: str, slot_name: str, base: Variant) -> tuple[A
         )
     change: dict[str, Scalar] = {f"model.{slot_name}.use": slot.neutral}
     reason = ""
-    for loss, (needed_slot, needed) in catalog.loss_needs.items():
-        if (needed_slot, needed) == (slot_name, use.name) and base.losses[loss].name != "none":
+    for loss, (needed_slot, _) in catalog.loss_needs.items():
+        if needed_slot == slot_name and base.losses[loss].name != "none" and not catalog.feeds(slot.neutral, loss):
             change[f"loss.{loss}.use"] = "none"
             reason = f"the {loss} loss reads what {use.name} gives"
     arms = [ArmCard(f"without {use.name}", change, reason)]
