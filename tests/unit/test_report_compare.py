@@ -33,13 +33,13 @@ def test_every_primary_number_equals_the_engine_on_the_raw_scores(tmp_path):
         for arm, metric in family
     }
     adjusted = dict(zip(family, holm([direct[key].p for key in family]), strict=True))
-    assert [(row.arm, row.metric) for row in found.rows] == family
+    assert [(row.name, row.metric) for row in found.rows] == family
     for row in found.rows:
-        wanted = direct[row.arm, row.metric]
+        wanted = direct[row.name, row.metric]
         low, high = wanted.ci(0.95)
         assert row.points == pytest.approx(100 * wanted.estimate, abs=1e-5)
         assert (row.low, row.high) == pytest.approx((100 * low, 100 * high), abs=1e-4)
-        assert row.p_adjusted == pytest.approx(adjusted[row.arm, row.metric], rel=1e-4)
+        assert row.p_adjusted == pytest.approx(adjusted[row.name, row.metric], rel=1e-4)
         assert row.standard_errors == pytest.approx(
             {
                 "general": 100 * wanted.se_general,
@@ -49,11 +49,11 @@ def test_every_primary_number_equals_the_engine_on_the_raw_scores(tmp_path):
             abs=1e-5,
         )
         assert row.seeds == 3 and row.queries == 40 and row.contrast.clusters == 20
-        z = scores["baseline"][row.metric].mean(axis=0) - scores[row.arm][row.metric].mean(axis=0)
+        z = scores["baseline"][row.metric].mean(axis=0) - scores[row.name][row.metric].mean(axis=0)
         assert (row.wins, row.ties, row.losses) == ((z > 1e-9).sum(), (abs(z) <= 1e-9).sum(), (z < -1e-9).sum())
         np.testing.assert_allclose(
             row.by_seed,
-            100 * (scores["baseline"][row.metric].mean(axis=1) - scores[row.arm][row.metric].mean(axis=1)),
+            100 * (scores["baseline"][row.metric].mean(axis=1) - scores[row.name][row.metric].mean(axis=1)),
             atol=1e-5,
         )
 
@@ -84,8 +84,8 @@ def test_exploratory_metrics_use_their_population_and_their_own_correction(tmp_p
 def test_the_sign_is_the_components_whether_arms_remove_or_add_it(tmp_path):
     removed = judged(tmp_path / "a", make_scores({"baseline": 0.1, "without FRA": 0.0}))
     added = judged(tmp_path / "b", make_scores({"baseline": 0.1, "with noise": 0.0}), adds=True, component="noise")
-    assert removed.rows[0].points > 5 and (removed.rows[0].plus, removed.rows[0].minus) == ("baseline", "without FRA")
-    assert added.rows[0].points < -5 and (added.rows[0].plus, added.rows[0].minus) == ("with noise", "baseline")
+    assert removed.rows[0].points > 5 and (removed.rows[0].claim.plus, removed.rows[0].claim.minus) == ("baseline", "without FRA")
+    assert added.rows[0].points < -5 and (added.rows[0].claim.plus, added.rows[0].claim.minus) == ("with noise", "baseline")
     assert removed.rows[0].verdict.word == "helps" and added.rows[0].verdict.word == "hurts"
     assert removed.rows[0].label == "baseline − without FRA" and added.rows[0].label == "with noise − baseline"
 
@@ -134,7 +134,7 @@ def test_equivalent_arms_are_called_so(tmp_path):
 def test_a_verdict_names_what_it_is_about_in_the_words_of_the_plan(tmp_path, component, adds, arms, parameters, wanted):
     scores = make_scores(dict.fromkeys(["baseline", *arms], 0.0), seeds=2)
     found = judged(tmp_path, scores, component=component, adds=adds, parameters=parameters, question="Is it so?")
-    assert [subject(found, arm) for arm in arms] == wanted
+    assert [subject(found, claim) for claim in found.claims] == wanted
     assert [answer.split(":")[0] for answer in found.answers.values()] == wanted
 
 

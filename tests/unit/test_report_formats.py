@@ -132,11 +132,11 @@ def test_markdown_tables_keep_their_columns(nasty):
 def test_csv_reads_back_unrounded(usual):
     lines = list(csv.DictReader(io.StringIO(to_csv(usual))))
     assert len(lines) == 2 * 3 * 4  # checkpoints, arms, metrics
-    (line,) = [x for x in lines if (x["checkpoint"], x["arm"], x["metric"]) == ("selected", "placebo", "hd-map")]
+    (line,) = [x for x in lines if (x["checkpoint"], x["name"], x["metric"]) == ("selected", "placebo", "hd-map")]
     row = usual.row("placebo", "hd-map")
     assert float(line["difference"]) == row.points and float(line["p_adjusted"]) == row.p_adjusted
     assert line["verdict"] == row.verdict.word and line["plus"] == "baseline" and line["missing"] == ""
-    (base,) = [x for x in lines if (x["checkpoint"], x["arm"], x["metric"]) == ("last", "baseline", "mr-map")]
+    (base,) = [x for x in lines if (x["checkpoint"], x["name"], x["metric"]) == ("last", "baseline", "mr-map")]
     assert base["difference"] == "" and float(base["mean"]) > 0
 
 
@@ -144,7 +144,7 @@ def test_json_holds_both_checkpoints_and_no_nan(usual):
     content = json.loads(to_json(usual), parse_constant=lambda name: pytest.fail(name))
     assert content["unit"] == "points" and content["answer"] == usual.answer
     assert set(content["checkpoints"]) == {"selected", "last"}
-    assert [row["arm"] for row in content["checkpoints"]["selected"]["primary"]] == ["without FRA"] * 2 + [
+    assert [row["claim"] for row in content["checkpoints"]["selected"]["primary"]] == ["without FRA"] * 2 + [
         "placebo"
     ] * 2
 

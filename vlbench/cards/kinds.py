@@ -1,9 +1,10 @@
-"""The nouns of a study: use, variant, edit, arm, and the three kinds of card."""
+"""The nouns of a study: use, variant, edit, arm, claim, and the three kinds of card."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 from vlbench.registry import Scalar
 
@@ -79,6 +80,51 @@ class Arm:
     name: str
     variant: Variant
     edits: tuple[Edit, ...] = ()
+
+
+ClaimKind = Literal["arm", "main", "interaction", "one-out", "one-in", "shapley", "total"]
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """One thing that a study tests: ``plus`` - ``minus`` is a weighted sum of the means of arms.
+
+    kind: what the weights are; the claims of one kind are one family of tests. components: what the claim is about.
+    plus, minus: the two sides in words; ``plus`` has the component. weights: arm -> weight, zeros left out.
+    """
+
+    name: str
+    kind: ClaimKind
+    components: tuple[str, ...]
+    plus: str
+    minus: str
+    weights: Mapping[str, float]
+
+
+def against_baseline(arm: str, baseline: str, component: str, *, adds: bool) -> Claim:
+    """The claim of one arm: with the component minus without, whether the arm ``adds`` it or takes it away."""
+    plus, minus = (arm, baseline) if adds else (baseline, arm)
+    return Claim(arm, "arm", (component,), plus, minus, {plus: 1.0, minus: -1.0})
+
+
+@dataclass(frozen=True, slots=True)
+class Factor:
+    """A component of a design. ``title``: as people write it."""
+
+    name: str
+    title: str
+
+
+@dataclass(frozen=True, slots=True)
+class Design:
+    """Which cells of a lattice of components are run.
+
+    cells: one digit per factor, "101" for the first and third present -> the arm that is this cell.
+    """
+
+    kind: Literal["one-out", "one-in", "factorial", "fractional"]
+    factors: tuple[Factor, ...]
+    cells: Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""From a frame to a judgement: every arm against the baseline, corrected over the declared family, in words.
+"""From a frame to a judgement: every claim of the study, corrected over its declared family, in words.
 
 The sign is the component's: a difference is always (with the component) - (without it), so that a number above zero
 speaks for the component whether the arms take it away or add it. All numbers are points (100 x the scores).
@@ -13,12 +13,15 @@ from typing import Literal
 
 import numpy as np
 
+from vlbench.cards.kinds import Claim
 from vlbench.errors import PlanError
 from vlbench.report import words
-from vlbench.report.frame import ArmFrame, Floats, Frame, title_of
+from vlbench.report.frame import Floats, Frame, title_of
 from vlbench.runs.cells import CHECKPOINTS
 from vlbench.stats.correct import bh, holm
-from vlbench.stats.design import Contrast, contrast, difference, effects
+from vlbench.stats.design import Contrast, Estimand, contrast, effects
+from vlbench.stats.sequential import conditional_power, plan_looks
+from vlbench.stats.tables import TIE
 from vlbench.stats.verdict import Verdict, verdict
 
 LEVEL = 0.95
@@ -46,20 +49,19 @@ class Mean:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One arm against the baseline on one metric, in points.
+    """One claim on one metric, in points.
 
-    plus, minus: the arms whose difference ``plus - minus`` this is; ``plus`` has the component. p_adjusted: Holm over
-    the family of primary rows, or the Benjamini-Hochberg q-value among the exploratory ones. verdict: None for an
-    exploratory row. by_seed: the difference of the runs that carry one seed number, for display; the test does not
-    pair them. wins, ties, losses: queries on which ``plus`` is above, equal, below. reported: see ``Comparison``.
+    p_adjusted: Holm over the family of primary rows (of a sequential study, p against the level of its look, scaled to
+    alpha), or the Benjamini-Hochberg q-value among the exploratory ones. verdict: None for an exploratory row. by_seed:
+    the difference of the runs that carry one seed number, for display; the test does not pair them. relative,
+    hedges_g, improvement: of two arms, None for other claims. wins, ties, losses: queries on which the side with the
+    component is above, equal, below. planned: False where the number of seeds was chosen after results were seen.
     """
 
-    arm: str
+    claim: Claim
     metric: str
     title: str
     kind: Kind
-    plus: str
-    minus: str
     points: float
     low: float
     high: float
@@ -75,11 +77,17 @@ class Row:
     wins: int
     ties: int
     losses: int
+    planned: bool = True
+
+    @property
+    def name(self) -> str:
+        """The claim's name; of an arm against the baseline, the arm's."""
+        return self.claim.name
 
     @property
     def label(self) -> str:
         """What is subtracted from what."""
-        return f"{self.plus} {words.MINUS} {self.minus}"
+        return f"{self.claim.plus} {words.MINUS} {self.claim.minus}"
 
     @property
     def survives(self) -> bool:
@@ -131,7 +139,8 @@ class Published:
 class Comparison:
     """A study judged at one checkpoint.
 
-    rows: arms x primary metrics, the family of the correction. exploratory: arms x other metrics. means: (arm, metric).
+    rows: judged claims x primary metrics, the family of the correction. effects: the other claims x primary metrics,
+    every kind of claim a family of its own. exploratory: judged claims x other metrics. means: (arm, metric).
     unavailable: metric -> why nothing can be said. published: never mixed with measured numbers. other: the same
     study at the other checkpoint, as a check; its family is its own.
     """
@@ -139,6 +148,7 @@ class Comparison:
     frame: Frame
     checkpoint: str
     rows: tuple[Row, ...]
+    effects: tuple[Row, ...]
     exploratory: tuple[Row, ...]
     means: Mapping[tuple[str, str], Mean]
     unavailable: Mapping[str, str]
@@ -151,9 +161,19 @@ class Comparison:
         return tuple(dict.fromkeys(row.metric for row in self.rows))
 
     @property
-    def arms(self) -> tuple[ArmFrame, ...]:
-        """The arms other than the baseline."""
-        return self.frame.arms[1:]
+    def claims(self) -> tuple[Claim, ...]:
+        """What the study is about, in the order of the plan."""
+        return self.frame.judged
+
+    @property
+    def lattice(self) -> bool:
+        """Whether the claims are effects of a lattice rather than arms against the baseline."""
+        return any(claim.kind != "arm" for claim in self.claims)
+
+    @property
+    def decided(self) -> bool:
+        """Whether every primary row of a sequential study needs no further look."""
+        return all(not _open(self, row) for row in self.rows)
 
     @property
     def one_seed(self) -> bool:
@@ -167,24 +187,24 @@ class Comparison:
 
     @property
     def answers(self) -> Mapping[str, str]:
-        """Arm -> one sentence."""
-        return {arm.name: _answer(self, arm.name) for arm in self.arms}
+        """Claim -> one sentence."""
+        return {claim.name: _answer(self, claim) for claim in self.claims}
 
     @property
     def answer(self) -> str:
-        """The headline: one sentence per arm."""
+        """The headline: one sentence per claim."""
         return " ".join(self.answers.values())
 
-    def row(self, arm: str, metric: str) -> Row:
-        """The row of an arm and metric. Raises: KeyError if there is none."""
-        for row in (*self.rows, *self.exploratory):
-            if (row.arm, row.metric) == (arm, metric):
+    def row(self, claim: str, metric: str) -> Row:
+        """The row of a claim and metric. Raises: KeyError if there is none."""
+        for row in (*self.rows, *self.effects, *self.exploratory):
+            if (row.name, row.metric) == (claim, metric):
                 return row
-        raise KeyError((arm, metric))
+        raise KeyError((claim, metric))
 
 
 def compare(frame: Frame, *, checkpoint: str = "selected") -> Comparison:
-    """Judge every arm against the baseline.
+    """Judge every claim of a study.
 
     Args: checkpoint: the weights that the verdicts are about, "selected" or "last"; ``other`` holds the one left.
     Raises: PlanError if none of the primary metrics can be tested, DataError for scores that do not fit together.
@@ -204,11 +224,14 @@ def _compare(frame: Frame, checkpoint: str) -> Comparison:
     if not primary:
         why = "; ".join(f"{title_of(metric)}: {unavailable[metric]}" for metric in frame.primary)
         raise PlanError(f"none of the primary metrics can be tested ({why})", where=frame.study)
+    kinds = dict.fromkeys(claim.kind for claim in frame.claims if claim not in frame.judged)
+    families = [[claim for claim in frame.claims if claim.kind == kind] for kind in kinds]
     return Comparison(
         frame=frame,
         checkpoint=checkpoint,
-        rows=_rows(frame, checkpoint, primary, "primary"),
-        exploratory=_rows(frame, checkpoint, others, "exploratory"),
+        rows=_rows(frame, checkpoint, frame.judged, primary, "primary"),
+        effects=tuple(row for family in families for row in _rows(frame, checkpoint, family, primary, "primary")),
+        exploratory=_rows(frame, checkpoint, frame.judged, others, "exploratory"),
         means={
             (arm.name, metric): _mean(frame, arm.name, metric, checkpoint)
             for metric in (*primary, *others)
@@ -231,13 +254,21 @@ def _unavailable(frame: Frame, metric: str) -> str | None:
     return None
 
 
-def _rows(frame: Frame, checkpoint: str, metrics: Sequence[str], kind: Kind) -> tuple[Row, ...]:
-    rows = [_row(frame, arm.name, metric, checkpoint, kind) for arm in frame.arms[1:] for metric in metrics]
+def _rows(
+    frame: Frame, checkpoint: str, claims: Sequence[Claim], metrics: Sequence[str], kind: Kind
+) -> tuple[Row, ...]:
+    rows = [_row(frame, claim, metric, checkpoint, kind) for claim in claims for metric in metrics]
     if not rows:
         return ()
     # where nothing varies there is no p-value; it counts as 1, because leaving it out would shrink the family
     raw = [1.0 if row.contrast.constant else row.p for row in rows]
-    adjusted = holm(raw) if kind == "primary" else bh(raw)
+    adjusted: Sequence[float]
+    if kind == "exploratory":
+        adjusted = list(bh(raw))
+    elif frame.look is not None:
+        adjusted = _sequential(frame, checkpoint, rows)
+    else:
+        adjusted = list(holm(raw))
     return tuple(
         replace(
             row,
@@ -250,21 +281,40 @@ def _rows(frame: Frame, checkpoint: str, metrics: Sequence[str], kind: Kind) -> 
     )
 
 
-def _row(frame: Frame, arm: str, metric: str, checkpoint: str, kind: Kind) -> Row:
-    base = frame.baseline.name
-    plus, minus = (arm, base) if frame.adds else (base, arm)  # ``plus`` has the component
+def _sequential(frame: Frame, checkpoint: str, rows: Sequence[Row]) -> Sequence[float]:
+    """Each row's smallest p over the looks so far, relative to the level of its look and scaled to alpha: what was
+    rejected at a look stays rejected. The error is shared out evenly among the rows (Bonferroni).
+    """
+    found = []
+    levels = plan_looks(frame.looks, alpha=ALPHA / len(rows))
+    for row in rows:
+        values = frame.values(row.metric, checkpoint)
+        scaled = [1.0]
+        for level in (level for level in levels if level.seeds <= len(frame.seeds)):
+            early = {arm: values[arm][: level.seeds] for arm in row.claim.weights}
+            at_look = contrast(early, row.claim.weights, estimand="benchmark")
+            scaled += [] if at_look.constant else [at_look.p * ALPHA / level.p]
+        found.append(min(scaled))
+    return found
+
+
+def _row(frame: Frame, claim: Claim, metric: str, checkpoint: str, kind: Kind) -> Row:
     values = frame.values(metric, checkpoint)
-    a, b = values[plus], values[minus]
-    found = difference(a, b, clusters=frame.clusters_of(metric))
-    size = effects(a, b)
+    # the queries were all there from the first look on: what grows with seeds is knowledge of this benchmark
+    estimand: Estimand = "benchmark" if frame.look is not None else "general"
+    found = contrast(values, claim.weights, clusters=frame.clusters_of(metric), estimand=estimand)
     low, high = found.ci(LEVEL)
+    size = effects(*(values[arm] for arm in (claim.plus, claim.minus))) if claim.kind == "arm" else None
+    by_query = sum(weight * values[arm].mean(axis=0) for arm, weight in claim.weights.items())
+    gaps = np.asarray(by_query)
+    spread = float(np.std(gaps, ddof=1))
+    wins, losses = int(np.count_nonzero(gaps > TIE)), int(np.count_nonzero(gaps < -TIE))
+    by_seed = sum(100 * weight * values[arm].mean(axis=1) for arm, weight in claim.weights.items())
     return Row(
-        arm=arm,
+        claim=claim,
         metric=metric,
         title=title_of(metric),
         kind=kind,
-        plus=plus,
-        minus=minus,
         points=100 * found.estimate,
         low=100 * low,
         high=100 * high,
@@ -272,15 +322,35 @@ def _row(frame: Frame, arm: str, metric: str, checkpoint: str, kind: Kind) -> Ro
         p_adjusted=math.nan,
         contrast=found,
         verdict=None,
-        by_seed=tuple(float(x) for x in 100 * (a.mean(axis=1) - b.mean(axis=1))),
-        relative=size.relative,
-        d_z=size.d_z,
-        hedges_g=size.hedges_g,
-        improvement=size.improvement,
-        wins=size.wins,
-        ties=size.ties,
-        losses=size.losses,
+        by_seed=tuple(float(x) for x in np.asarray(by_seed)),
+        relative=size.relative if size else None,
+        d_z=found.estimate / spread if spread > TIE else None,
+        hedges_g=size.hedges_g if size else None,
+        improvement=size.improvement if size else None,
+        wins=wins,
+        ties=gaps.size - wins - losses,
+        losses=losses,
+        planned=frame.unplanned is None,
     )
+
+
+FUTILE = 0.10  # chance of ever finding the margin below which a row is given up (not binding)
+
+
+def _open(comparison: Comparison, row: Row) -> bool:
+    """Whether another look could still change what is known of a row: not rejected, not inside the margin, not futile.
+
+    Source: conditional power, Lan, Simon and Halperin (1982).
+    """
+    frame = comparison.frame
+    if row.contrast.constant or row.survives or (row.verdict is not None and row.verdict.equivalent):
+        return False
+    if frame.look is None or frame.look == frame.looks[-1]:
+        return frame.look is None
+    last = plan_looks(frame.looks, alpha=ALPHA / len(comparison.rows))[-1]
+    share = frame.look / frame.looks[-1]
+    drift = max(frame.margin, abs(row.points)) / 100 / (row.contrast.se * math.sqrt(share))
+    return conditional_power(abs(row.contrast.t), share, last.z, drift=drift) >= FUTILE
 
 
 def _mean(frame: Frame, arm: str, metric: str, checkpoint: str) -> Mean:
@@ -317,12 +387,18 @@ def _published(frame: Frame) -> tuple[Published, ...]:
 # --- the answer in words ----------------------------------------------------------------------------------------------
 
 
-def subject(comparison: Comparison, arm: str) -> str:
-    """What a verdict of an arm is about: ``FRA against a placebo of equal size``."""
+def subject(comparison: Comparison, claim: Claim) -> str:
+    """What a verdict of a claim is about: ``FRA against a placebo of equal size``."""
     frame = comparison.frame
-    said = {entry.name: _against(frame, entry) for entry in comparison.arms}
-    plain = said[arm] if list(said.values()).count(said[arm]) == 1 else f"“{arm}”"
-    name = frame.component_title
+    name = words.listed([frame.title_of_component(component) for component in claim.components])
+    if claim.kind == "main":
+        return f"{name}, averaged over the settings of the others"
+    if claim.kind != "arm":
+        return claim.name
+    alike = [other for other in comparison.claims if other.components == claim.components]
+    said = [_against(frame, other, name) for other in alike]
+    own = _against(frame, claim, name)
+    plain = own if said.count(own) == 1 else f"“{claim.name}”"
     if frame.adds:
         return f"{name}, added" if plain == "" else f"{name} in {plain}"
     if plain == "nothing" and len(said) == 1:
@@ -330,14 +406,14 @@ def subject(comparison: Comparison, arm: str) -> str:
     return f"{name} against {plain}"
 
 
-def _against(frame: Frame, arm: ArmFrame) -> str:
+def _against(frame: Frame, claim: Claim, name: str) -> str:
     """What stands in the component's place, in the words of the plan; empty for the arm that just adds it."""
-    name = frame.component_title
+    arm = next(arm for arm in frame.arms if arm.name == claim.name)
     if frame.adds:
         return "" if _same(arm.name, f"with {name}") else f"“{arm.name}”"
     if _same(arm.name, f"without {name}"):
         return "nothing"
-    if _same(arm.name, "placebo"):
+    if arm.name.casefold().startswith("placebo"):
         return "a placebo" + (" of equal size" if arm.parameters == frame.baseline.parameters else "")
     return f"“{arm.name}”"
 
@@ -346,9 +422,9 @@ def _same(a: str, b: str) -> bool:
     return a.casefold() == b.casefold()
 
 
-def _answer(comparison: Comparison, arm: str) -> str:
+def _answer(comparison: Comparison, claim: Claim) -> str:
     """``FRA: helps on MR-mAP (+2.10 points, 95% interval +0.40 to +3.80, adjusted p = 0.01); 5 seeds, 300 queries.``"""
-    rows = [row for row in comparison.rows if row.arm == arm]
+    rows = [row for row in comparison.rows if row.claim == claim]
     sizes = {_size(row) for row in rows}
     by_word: dict[str, list[Row]] = {}
     for row in rows:
@@ -359,10 +435,22 @@ def _answer(comparison: Comparison, arm: str) -> str:
         parts.append(f"{_claim(comparison.frame, word)} on {words.listed(evidence)}")
     scope = ", these checkpoints only" if comparison.one_seed else ""
     size = f"; {next(iter(sizes))}" if len(sizes) == 1 else ""
-    text = f"{subject(comparison, arm)}{scope}: {'; '.join(parts)}{size}"
+    text = f"{subject(comparison, claim)}{scope}: {'; '.join(parts)}{size}"
     if comparison.one_seed:
         text += ". One seed: this is about these checkpoints, not about the method"
+    if comparison.frame.unplanned is not None:
+        text += f". Exploratory: {comparison.frame.unplanned}"
     return text + "."
+
+
+def sign(comparison: Comparison) -> str:
+    """What a difference is, so that above zero always speaks for the component."""
+    if comparison.lattice:
+        return "with the component minus without it, so above zero speaks for the component"
+    of = "arm minus baseline" if comparison.frame.adds else "baseline minus arm"
+    design = comparison.frame.design
+    name = comparison.frame.component_title if design is None else "the component"
+    return f"{of}, so above zero speaks for {name}"
 
 
 def _word(row: Row) -> str:

@@ -20,7 +20,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 from vlbench.report import words
-from vlbench.report.compare import Comparison, Row
+from vlbench.report.compare import Comparison, Row, sign
 from vlbench.report.frame import ArmFrame, Run, title_of
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ def differences(comparison: Comparison) -> Plot:
     for metric in comparison.metrics:
         rows = [row for row in comparison.rows if row.metric == metric]
         said = [
-            f"{row.arm} {words.signed(row.points)} points, interval {words.interval(row.low, row.high)}, {_word(row)}"
+            f"{row.name} {words.signed(row.points)} points, interval {words.interval(row.low, row.high)}, {_word(row)}"
             for row in rows
         ]
         size = (PANEL_WIDTH, 1.15 + 0.52 * len(rows))
@@ -114,18 +114,16 @@ def differences(comparison: Comparison) -> Plot:
                 partial(_forest, comparison=comparison, metric=metric),
             )
         )
-    sign = "arm minus baseline" if frame.adds else "baseline minus arm"
     caption = (
-        f"Differences ({sign}, points, {comparison.checkpoint} checkpoint): above zero speaks for "
-        f"{frame.component_title}. Bar: 95% interval. Small rings: the runs that carry one seed number. "
-        f"Band: the margin of ±{frame.margin:g} points."
+        f"Differences in points, {comparison.checkpoint} checkpoint: {sign(comparison)}. Bar: 95% interval. Small "
+        f"rings: the runs that carry one seed number. Band: the margin of ±{frame.margin:g} points."
     )
     table = [
         {
-            "arm": row.arm,
+            "claim": row.name,
             "metric": row.metric,
-            "plus": row.plus,
-            "minus": row.minus,
+            "plus": row.claim.plus,
+            "minus": row.claim.minus,
             "mark": mark,
             "seed": seed,
             "points": value,
@@ -157,14 +155,14 @@ def _forest(axes: Axes, comparison: Comparison, metric: str) -> None:
         y = -float(place)
         axes.fill_between([-margin, margin], y - 0.34, y + 0.16, color=BAND, lw=0, zorder=0)
         axes.plot([0, 0], [y - 0.34, y + 0.16], color=INK, lw=0.9, zorder=1)  # not through the names
-        colour = _colour(comparison, row.arm)
+        colour = _colour(comparison, row.name) if row.claim.kind == "arm" else INK
         axes.plot([row.low, row.high], [y, y], color=colour, lw=2.4, solid_capstyle="butt", zorder=3)
         axes.plot(
             row.by_seed, [y - 0.2] * len(row.by_seed), "o", ms=3.2, mfc="none", mec=colour, mew=0.8, ls="none", zorder=4
         )
         axes.plot([row.points], [y], "D" if row.survives else "o", ms=6, color=colour, zorder=5)
         axes.text(
-            0, y + 0.2, _short(row.arm), transform=axes.get_yaxis_transform(), ha="left", va="bottom", fontsize=8.5
+            0, y + 0.2, _short(row.name), transform=axes.get_yaxis_transform(), ha="left", va="bottom", fontsize=8.5
         )
         axes.text(
             1,
@@ -181,8 +179,10 @@ def _forest(axes: Axes, comparison: Comparison, metric: str) -> None:
     values = [0.0, -margin, margin, *(x for row in rows for x in (row.low, row.high, *row.by_seed))]
     pad = 0.06 * (max(values) - min(values))
     axes.set_xlim(min(values) - pad, max(values) + pad)
-    sign = "arm − baseline" if comparison.frame.adds else "baseline − arm"
-    axes.set_xlabel(f"{sign}, points: right of 0 for {_short(comparison.frame.component_title)}")
+    of = "with − without" if comparison.lattice else "arm − baseline" if comparison.frame.adds else "baseline − arm"
+    single = comparison.frame.design is None
+    whom = _short(comparison.frame.component_title) if single else "the component"
+    axes.set_xlabel(f"{of}, points: right of 0 for {whom}")
     axes.set_title(title_of(metric))
 
 

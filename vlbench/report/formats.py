@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from vlbench.report import words
-from vlbench.report.compare import ALPHA, LEVEL, Comparison, Mean, Row
+from vlbench.report.compare import ALPHA, LEVEL, Comparison, Mean, Row, sign
 from vlbench.report.frame import title_of
 from vlbench.report.methods import advice, cautions, methods, notes, population
 from vlbench.report.oddities import details
@@ -24,6 +24,7 @@ from vlbench.report.tables import (
     Table,
     arms_table,
     checkpoints_table,
+    effects_table,
     errors_table,
     exploratory_table,
     holes_table,
@@ -45,7 +46,9 @@ def to_markdown(comparison: Comparison) -> str:
     parts += [f"> {_md(caution)}" for caution in cautions(comparison)]
     parts += ["## The plan", _md_table(arms_table(comparison))]
     for metric in comparison.metrics:
-        parts += [f"## {_md(title_of(metric))}", _md_table(metric_table(comparison, metric))]
+        parts += [f"## {_md(title_of(metric))}"]
+        parts += [_md_table(effects_table(comparison, metric))] if comparison.lattice else []
+        parts += [_md_table(metric_table(comparison, metric))]
         if said := advice(comparison, metric):
             parts.append("\n".join(f"- {_md(remark)}" for remark in said))
     parts += ["## Uncertainty and effect sizes", _md_table(errors_table(comparison))]
@@ -92,29 +95,27 @@ def to_csv(comparison: Comparison) -> str:
 
 
 def records(comparison: Comparison) -> list[dict[str, Any]]:
-    """The lines of the CSV: the baseline's means, and every other arm's means and difference."""
+    """The lines of the CSV: every arm's means, with the difference where the arm is a claim; then the other claims."""
     frame = comparison.frame
     missing = "; ".join(str(hole) for hole in frame.holes)
     lines = []
     for one in _checkpoints(comparison):
-        rows = {(row.arm, row.metric): row for row in (*one.rows, *one.exploratory)}
+        rows = {(row.name, row.metric): row for row in (*one.rows, *one.effects, *one.exploratory)}
+
+        def line(name: str, metric: str, content: dict[str, Any], one: Comparison = one) -> dict[str, Any]:
+            head = {"study": frame.study, "dataset": frame.dataset, "split": frame.split, "checkpoint": one.checkpoint}
+            kind = "primary" if metric in one.metrics else "exploratory"
+            return {**head, "name": name, "metric": metric, "kind": kind, **content, "missing": missing}
+
         for (arm, metric), mean in one.means.items():
             entry = next(found for found in frame.arms if found.name == arm)
-            line: dict[str, Any] = {
-                "study": frame.study,
-                "dataset": frame.dataset,
-                "split": frame.split,
-                "checkpoint": one.checkpoint,
-                "arm": arm,
-                "metric": metric,
-                "kind": "primary" if metric in one.metrics else "exploratory",
-                "parameters": entry.parameters,
-                "training_seconds": entry.seconds,
-                **_mean_json(mean),
-                **_row_json(rows.get((arm, metric))),
-                "missing": missing,
-            }
-            lines.append(line)
+            cost = {"parameters": entry.parameters, "training_seconds": entry.seconds}
+            row = rows.pop((arm, metric), None)
+            what = "arm" if row is None else row.claim.kind
+            lines.append(line(arm, metric, {"what": what, **cost, **_mean_json(mean), **_row_json(row)}))
+        unknown = dict.fromkeys([*cost, *_mean_json(mean)])
+        for (name, metric), row in rows.items():
+            lines.append(line(name, metric, {"what": row.claim.kind, **unknown, **_row_json(row)}))
     return lines
 
 
@@ -143,6 +144,15 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
         "source_videos": None if frame.clusters is None else len(set(frame.clusters)),
         "seeds": list(frame.seeds),
         "seeds_planned": list(frame.planned),
+        "looks": list(frame.looks),
+        "unplanned": frame.unplanned,
+        "design": None
+        if frame.design is None
+        else {
+            "kind": frame.design.kind,
+            "factors": [{"name": factor.name, "title": factor.title} for factor in frame.design.factors],
+            "cells": dict(frame.design.cells),
+        },
         "primary": list(frame.primary),
         "family": len(comparison.rows),
         "correction": {"primary": "holm", "exploratory": "benjamini-hochberg"},
@@ -167,6 +177,7 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
         "checkpoints": {
             one.checkpoint: {
                 "primary": [_named_row(row) for row in one.rows],
+                "effects": [_named_row(row) for row in one.effects],
                 "exploratory": [_named_row(row) for row in one.exploratory],
                 "means": [{"arm": mean.arm, "metric": mean.metric, **_mean_json(mean)} for mean in one.means.values()],
             }
@@ -214,7 +225,8 @@ def _mean_json(mean: Mean) -> dict[str, Any]:
 
 def _named_row(row: Row) -> dict[str, Any]:
     by_seed = list(row.by_seed)
-    return {"arm": row.arm, "metric": row.metric, "title": row.title, **_row_json(row), "by_seed": by_seed}
+    claim = {"claim": row.name, "what": row.claim.kind, "weights": dict(row.claim.weights), "planned": row.planned}
+    return {**claim, "metric": row.metric, "title": row.title, **_row_json(row), "by_seed": by_seed}
 
 
 def _row_json(row: Row | None) -> dict[str, Any]:
@@ -254,8 +266,8 @@ def _row_json(row: Row | None) -> dict[str, Any]:
     if row is None:
         return found
     found |= {
-        "plus": row.plus,
-        "minus": row.minus,
+        "plus": row.claim.plus,
+        "minus": row.claim.minus,
         "difference": row.points,
         "low": row.low,
         "high": row.high,
@@ -324,7 +336,8 @@ def to_latex(comparison: Comparison) -> str:
         cells = [_tex(arm.name), _tex(words.count(arm.parameters)), str(len(arm.runs))]
         for metric, columns in groups:
             cells.append(_tex(words.points(comparison.means[arm.name, metric].points)))
-            cells += ["", "", ""] if arm is frame.baseline else _tex_row(comparison.row(arm.name, metric))
+            judged = arm.name in {claim.name for claim in comparison.claims}
+            cells += _tex_row(comparison.row(arm.name, metric)) if judged else ["", "", ""]
             if len(columns) > 4:
                 known = published.get((arm.name, metric))
                 cells.append("" if known is None else _tex(words.points(known.value)))
@@ -346,13 +359,12 @@ def _has(comparison: Comparison, metric: str) -> bool:
 
 def _caption(comparison: Comparison) -> str:
     frame = comparison.frame
-    sign = "arm minus baseline" if frame.adds else "baseline minus arm"
     clustered = "" if frame.clusters is None else f", clustered by {len(set(frame.clusters))} source videos"
     sentences = [
         frame.question,
         f"Dataset {frame.dataset}, split {frame.split}, {words.counted(len(frame.queries), 'query')}{clustered}, "
         f"{words.counted(len(frame.seeds), 'seed')}; {comparison.checkpoint} checkpoint ({frame.selection}).",
-        f"Δ: {sign}, in points; above zero speaks for {frame.component_title}. Brackets: 95% confidence intervals of "
+        f"Δ in points: {sign(comparison)}. Brackets: 95% confidence intervals of "
         f"the difference (Student's t) for {population(comparison)}, not corrected. p: Holm over "
         f"{words.counted(len(comparison.rows), 'test')}. Bold: the difference survives this correction "
         f"(p at most {ALPHA:g}).",

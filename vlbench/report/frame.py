@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from vlbench import catalog
 from vlbench.canon import digest_file
+from vlbench.cards.kinds import Claim, Design, Factor, against_baseline
 from vlbench.errors import DataError, PlanError, StoreError
 from vlbench.report.words import counted, listed
 from vlbench.runs.cells import CHECKPOINTS
@@ -48,6 +49,14 @@ class Hole:
     def __str__(self) -> str:
         cause = f": {self.cause}" if self.cause else ""
         return f"{self.arm}, seed {self.seed} (fit {self.fit}, score {self.score}): {self.status}{cause}"
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """A complete comparison that was shown: how many seeds it had, and its margin in points."""
+
+    seeds: int
+    margin: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +122,9 @@ class Frame:
     """A study as measured. ``arms[0]`` is the baseline; ``arms`` without a complete seed are in ``left_out``.
 
     seeds: those that every arm has, in the order of the plan. planned: those that the plan asked for. clusters: one
-    label per query where some queries share a source video, else None. metrics: in the order of the catalogue.
+    label per query where some queries share a source video, else None. metrics: in the order of the catalogue. claims:
+    those whose arms are all here. design: of a study that crosses several components. looks: the numbers of seeds at
+    which a sequential study may stop, declared before the first. looked: what was shown of this study before.
     """
 
     study: str
@@ -135,20 +146,58 @@ class Frame:
     holes: tuple[Hole, ...]
     left_out: tuple[str, ...]
     command: str
+    claims: tuple[Claim, ...]
+    design: Design | None = None
+    looks: tuple[int, ...] = ()
+    looked: tuple[Look, ...] = ()
+
+    @property
+    def judged(self) -> tuple[Claim, ...]:
+        """The claims that the study is about: arms against the baseline, or the main effects of a lattice."""
+        wanted = "main" if self.design is not None and self.design.kind in ("factorial", "fractional") else "arm"
+        return tuple(claim for claim in self.claims if claim.kind == wanted)
+
+    @property
+    def look(self) -> int | None:
+        """The declared look that these seeds are, None outside a sequential study's schedule."""
+        return len(self.seeds) if len(self.seeds) in self.looks else None
+
+    @property
+    def unplanned(self) -> str | None:
+        """Why the verdicts are exploratory: a choice that was made after results had been seen. None if none was."""
+        now = len(self.seeds)
+        planned = self.looks or (now,)
+        if now not in planned:
+            return f"{counted(now, 'seed')}, but the declared looks are at {listed([str(n) for n in self.looks])}"
+        if odd := sorted({look.seeds for look in self.looked} - set(planned)):
+            before = f"{listed([str(number) for number in odd])} seed{'s' if odd != [1] else ''}"
+            return f"the number of seeds was changed to {now} after results with {before} were seen"
+        if margins := sorted({look.margin for look in self.looked} - {self.margin}):
+            return f"the margin was changed from {margins[0]:g} to {self.margin:g} points after results were seen"
+        return None
 
     @property
     def baseline(self) -> ArmFrame:
         """The arm that the others are compared with."""
         return self.arms[0]
 
-    @cached_property
-    def component_title(self) -> str:
-        """The component as the arms and the question spell it, such as FRA for ``fra``; else its name."""
-        whole = re.compile(rf"(?<!\w){re.escape(self.component)}(?!\w)", re.IGNORECASE)
+    def title_of_component(self, component: str) -> str:
+        """The component as the design, the arms or the question spell it, such as FRA for ``fra``; else its name."""
+        for factor in self.design.factors if self.design else ():
+            if factor.name == component:
+                return factor.title
+        whole = re.compile(rf"(?<!\w){re.escape(component)}(?!\w)", re.IGNORECASE)
         for text in (*(arm.name for arm in self.arms[1:]), self.question):
             if (found := whole.search(text)) is not None:
                 return found.group()
-        return self.component
+        return component
+
+    @property
+    def component_title(self) -> str:
+        """The title of the component that the study is about; of a design, the titles of all of them."""
+        if self.design is not None:
+            return listed([factor.title for factor in self.design.factors])
+        return self.title_of_component(self.component)
 
     @cached_property
     def ends_selected(self) -> int:
@@ -261,7 +310,41 @@ def read(store: Store, study: str, *, allow_missing: bool = False) -> Frame:
         holes=holes,
         left_out=left_out,
         command=command,
+        claims=_claims(plan, {arm.name for arm in arms}),
+        design=_design(plan),
+        looks=tuple(int(look) for look in plan.get("looks", ())),
+        looked=tuple(Look(int(look["seeds"]), float(look["margin"])) for look in store.looks(study)),
     )
+
+
+def _claims(plan: Mapping[str, Any], arms: set[str]) -> tuple[Claim, ...]:
+    """The plan's claims about arms that are here; a plan without any compares every arm with the baseline."""
+    entries = plan.get("claims")
+    if entries is None:
+        base, *others = (str(arm["name"]) for arm in plan["arms"])
+        component, adds = str(plan["component"]), bool(plan["adds"])
+        found = [against_baseline(arm, base, component, adds=adds) for arm in others]
+    else:
+        found = [
+            Claim(
+                name=str(entry["name"]),
+                kind=entry["kind"],
+                components=tuple(entry["components"]),
+                plus=str(entry["plus"]),
+                minus=str(entry["minus"]),
+                weights={str(arm): float(weight) for arm, weight in entry["weights"].items()},
+            )
+            for entry in entries
+        ]
+    return tuple(claim for claim in found if claim.weights.keys() <= arms)
+
+
+def _design(plan: Mapping[str, Any]) -> Design | None:
+    entry = plan.get("design")
+    if entry is None:
+        return None
+    factors = tuple(Factor(str(factor["name"]), str(factor["title"])) for factor in entry["factors"])
+    return Design(entry["kind"], factors, dict(entry["cells"]))
 
 
 def _hole(store: Store, arm: str, cell: Mapping[str, Any]) -> Hole | None:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 from vlbench.report import oddities, words
-from vlbench.report.compare import ALPHA, Comparison, Row
+from vlbench.report.compare import ALPHA, Comparison, Row, sign
 from vlbench.report.frame import title_of
 from vlbench.stats.design import PHRASES
 
@@ -52,6 +52,11 @@ def cautions(comparison: Comparison) -> list[str]:
         if frame.left_out:
             text += f"; left out without any result: {words.listed(frame.left_out)}"
         found.append(f"{text}. To complete it: {frame.command}")
+    if frame.unplanned is not None:
+        found.append(
+            f"Exploratory: {frame.unplanned}. The error rates hold only for choices made beforehand. Looks can be "
+            "declared beforehand with --until-decided."
+        )
     found += [
         f"{title_of(metric)} is a primary metric and could not be tested: {comparison.unavailable[metric]}."
         for metric in frame.primary
@@ -73,7 +78,7 @@ def notes(comparison: Comparison) -> list[str]:
 def advice(comparison: Comparison, metric: str) -> list[str]:
     """What an unresolved metric could have shown, and what would settle it, as far as the variances tell."""
     rows = [row for row in comparison.rows if row.metric == metric and row.verdict and row.verdict.word == "unresolved"]
-    said = [f"{row.arm}: {_could(row, comparison)}" for row in rows]
+    said = [f"{row.name}: {_could(row, comparison)}" for row in rows]
     shares = [row.shares for row in rows if row.shares is not None]
     return said + ([_remedy(shares)] if shares else [])
 
@@ -120,13 +125,12 @@ def _percent(shares: Sequence[float]) -> str:
 def methods(comparison: Comparison) -> list[tuple[str, str]]:
     """(term, explanation) pairs: everything needed to say what a number of the report means."""
     frame = comparison.frame
-    arms, family = len(comparison.arms), len(comparison.rows)
+    claims, family = len(comparison.claims), len(comparison.rows)
     primary = words.listed([title_of(metric) for metric in comparison.metrics])
     clustered = "queries of one source video vary together (cluster-robust)"
     each = "every query varies on its own" if frame.clusters is None else clustered
     modes = sorted({run.mode for arm in frame.arms for run in arm.runs if run.mode})
     first = comparison.rows[0]
-    sign = "arm minus baseline" if frame.adds else "baseline minus arm"
     entries = [
         ("Data", f"{setting(comparison)}." + (f" Evaluation: {words.listed(modes)} mode." if modes else "")),
         (
@@ -136,8 +140,7 @@ def methods(comparison: Comparison) -> list[tuple[str, str]]:
         ),
         (
             "Difference",
-            f"Always with {frame.component_title} minus without, here {sign} ({first.label}), in points "
-            f"(100 x the score): above zero speaks for {frame.component_title}.",
+            f"In points (100 x the score), {sign(comparison)}; for example {first.label}.",
         ),
         (
             "What is claimed",
@@ -160,9 +163,9 @@ def methods(comparison: Comparison) -> list[tuple[str, str]]:
         ),
         (
             "Correction",
-            f"Holm over the declared family of {words.counted(family, 'test')} ({words.counted(arms, 'arm')} x "
-            f"{primary}), family-wise error {100 * ALPHA:g}%. All other metrics are exploratory: Benjamini-Hochberg "
-            "q-values, no verdict.",
+            f"{_correction(comparison)} over the declared family of {words.counted(family, 'test')} "
+            f"({words.counted(claims, 'claim')} x {primary}), family-wise error {100 * ALPHA:g}%. All other metrics "
+            "are exploratory: Benjamini-Hochberg q-values, no verdict.",
         ),
         (
             "Verdict",
@@ -190,3 +193,15 @@ def methods(comparison: Comparison) -> list[tuple[str, str]]:
             )
         )
     return entries
+
+
+def _correction(comparison: Comparison) -> str:
+    frame = comparison.frame
+    if frame.look is None:
+        return "Holm"
+    looks = words.listed([str(look) for look in frame.looks])
+    return (
+        f"Looks were declared at {looks} seeds per arm; each spends a part of the error (Hwang, Shih and DeCani, "
+        f"gamma = -2), this is the look at {frame.look}. A printed p is scaled so that it is compared with {ALPHA:g}. "
+        "The error is shared out evenly (Bonferroni)"
+    )

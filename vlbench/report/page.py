@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import vlbench
+from vlbench.cards.kinds import Claim
 from vlbench.report import figures, oddities, tables, words
 from vlbench.report.compare import Comparison, Row, subject
 from vlbench.report.frame import title_of
@@ -57,13 +58,13 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One study on the index page. ``arms``: (what is judged, its verdicts). ``problem``: why no report."""
+    """One study on the index page. ``answers``: (what is judged, its verdicts). ``problem``: why no report."""
 
     study: str
     question: str = ""
     setting: str = ""
     href: str = ""
-    arms: tuple[tuple[str, tuple[Line, ...]], ...] = ()
+    answers: tuple[tuple[str, tuple[Line, ...]], ...] = ()
     cautions: tuple[str, ...] = field(default=())
     problem: str = ""
 
@@ -72,14 +73,13 @@ def study_page(report: Report, *, index: bool = True) -> str:
     """The HTML of one study. ``index``: link to the index page one folder up."""
     comparison = report.comparison
     sections = [section for make in SECTIONS if (section := make(report)) is not None]
-    baseline = words.count(comparison.frame.baseline.parameters)
     answers = [
         {
-            "subject": subject(comparison, arm.name),
-            "changed": f"{'; '.join(arm.edits)} · {words.count(arm.parameters)} parameters (baseline {baseline})",
-            "lines": verdict_lines(comparison, arm.name),
+            "subject": subject(comparison, claim),
+            "changed": _changed(comparison, claim),
+            "lines": verdict_lines(comparison, claim),
         }
-        for arm in comparison.arms
+        for claim in comparison.claims
     ]
     return _render(
         "study.html.j2",
@@ -105,14 +105,23 @@ def entry_of(comparison: Comparison, href: str) -> Entry:
         question=comparison.frame.question,
         setting=setting(comparison),
         href=href,
-        arms=tuple((subject(comparison, arm.name), verdict_lines(comparison, arm.name)) for arm in comparison.arms),
+        answers=tuple((subject(comparison, claim), verdict_lines(comparison, claim)) for claim in comparison.claims),
         cautions=tuple(cautions(comparison)),
     )
 
 
-def verdict_lines(comparison: Comparison, arm: str) -> tuple[Line, ...]:
-    """Every primary metric of an arm."""
-    return tuple(_line(row) for row in comparison.rows if row.arm == arm)
+def verdict_lines(comparison: Comparison, claim: Claim) -> tuple[Line, ...]:
+    """Every primary metric of a claim."""
+    return tuple(_line(row) for row in comparison.rows if row.claim == claim)
+
+
+def _changed(comparison: Comparison, claim: Claim) -> str:
+    """What the arm of a claim changes and costs; of an effect, what is subtracted from what."""
+    if claim.kind != "arm":
+        return f"{claim.plus} {words.MINUS} {claim.minus}"
+    arm = next(arm for arm in comparison.frame.arms if arm.name == claim.name)
+    baseline = words.count(comparison.frame.baseline.parameters)
+    return f"{'; '.join(arm.edits)} · {words.count(arm.parameters)} parameters (baseline {baseline})"
 
 
 def _line(row: Row) -> Line:
@@ -135,19 +144,29 @@ def _line(row: Row) -> Line:
 def plan(report: Report) -> Section:
     """Arms, their diffs, their sizes."""
     frame = report.comparison.frame
-    lead = (
-        f"Component: {frame.component_title}. The arms {'add it to' if frame.adds else 'remove it from'} the baseline."
-    )
+    lead = f"Component: {frame.component_title}."
+    if not report.comparison.lattice:
+        lead += f" The arms {'add it to' if frame.adds else 'remove it from'} the baseline."
     return _tables("plan", "The plan", [tables.arms_table(report.comparison)], lead=lead)
 
 
 def comparison(report: Report) -> Section:
     """Every primary metric: means, differences, verdicts."""
     found = report.comparison
-    made = [tables.metric_table(found, metric) for metric in found.metrics]
+    shown = tables.effects_table if found.lattice else tables.metric_table
+    made = [shown(found, metric) for metric in found.metrics]
     titles = [title_of(metric) for metric in found.metrics]
     remarks = [advice(found, metric) for metric in found.metrics]
     return _tables("comparison", "Comparison", made, titles=titles, remarks=remarks)
+
+
+def cells(report: Report) -> Section | None:
+    """The cells of a lattice, metric by metric."""
+    found = report.comparison
+    if not found.lattice:
+        return None
+    made = [tables.means_table(found, metric) for metric in found.metrics]
+    return _tables("cells-of-the-lattice", "The cells", made, titles=[title_of(metric) for metric in found.metrics])
 
 
 def differences(report: Report) -> Section | None:
@@ -180,7 +199,7 @@ def exploratory(report: Report) -> Section | None:
     main, rest = (tables.exploratory_table(found, detail=detail) for detail in (False, True))
     if not (main.rows and rest.rows):
         return _tables("exploratory", "Exploratory metrics", [tables.exploratory_table(found)], lead=lead)
-    metrics = words.counted(len(rest.rows) // len(found.arms), "more metric")
+    metrics = words.counted(len(rest.rows) // len(found.claims), "more metric")
     return _tables("exploratory", "Exploratory metrics", [main], lead=lead, folded=(metrics, rest))
 
 
@@ -215,6 +234,7 @@ SECTIONS: tuple[Callable[[Report], Section | None], ...] = (
     plan,
     differences,
     comparison,
+    cells,
     curves,
     uncertainty,
     checkpoints,

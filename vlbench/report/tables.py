@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from vlbench import catalog
 from vlbench.report import words
-from vlbench.report.compare import Comparison, Row, subject
+from vlbench.report.compare import Comparison, Row, sign, subject
 from vlbench.report.frame import ArmFrame, title_of
 from vlbench.report.methods import SE_NAMES, advice, cautions, notes, setting
 
@@ -78,14 +78,18 @@ def arms_table(comparison: Comparison) -> Table:
 
 
 def metric_table(comparison: Comparison, metric: str) -> Table:
-    """One primary metric: every arm's mean, its difference from the baseline, and the verdict."""
+    """One primary metric: every arm's mean, its difference from the baseline, and the verdict; of a lattice, the means
+    alone.
+    """
     frame = comparison.frame
+    if comparison.lattice:
+        return means_table(comparison, metric)
     sources = list(dict.fromkeys((x.split, x.source) for x in comparison.published if x.metric == metric))
     reported = {(x.arm, x.split, x.source): x.value for x in comparison.published if x.metric == metric}
     columns = (
         Column("Arm"),
         Column("Mean", True, "over seeds and queries, in points"),
-        Column("Difference", True, _sign(comparison)),
+        Column("Difference", True, sign(comparison)),
         Column("95% interval", True, "of the difference"),
         Column("p (Holm)", True, f"corrected over {words.counted(len(comparison.rows), 'test')}"),
         Column("Verdict"),
@@ -118,12 +122,91 @@ def metric_table(comparison: Comparison, metric: str) -> Table:
             Cell(words.duration(arm.seconds), arm.seconds),
         ]
         rows.append(tuple(cells))
-    mean = comparison.means[frame.baseline.name, metric]
-    caption = (
-        f"{title_of(metric)}, {comparison.checkpoint} checkpoint, {words.counted(mean.seeds, 'seed')}, "
-        f"{words.counted(mean.queries, 'query')}. Difference: {_sign(comparison)}."
-    )
+    caption = f"{_population(comparison, metric)} Difference: {sign(comparison)}."
     return Table(f"primary-{metric}", caption, columns, tuple(rows))
+
+
+def _population(comparison: Comparison, metric: str) -> str:
+    mean = comparison.means[comparison.frame.baseline.name, metric]
+    return (
+        f"{title_of(metric)}, {comparison.checkpoint} checkpoint, {words.counted(mean.seeds, 'seed')}, "
+        f"{words.counted(mean.queries, 'query')}."
+    )
+
+
+def means_table(comparison: Comparison, metric: str) -> Table:
+    """Every cell of a lattice: which components it has, its mean, what it costs."""
+    frame = comparison.frame
+    factors = frame.design.factors if frame.design else ()
+    cell_of = {arm: cell for cell, arm in frame.design.cells.items()} if frame.design else {}
+    columns = (
+        Column("Arm"),
+        *(Column(factor.title) for factor in factors),
+        Column("Mean", True, "over seeds and queries, in points"),
+        Column("Interval of the mean", True, "95%, with the difficulty of queries, which cancels in a difference"),
+        Column("Seed sd", True, "standard deviation of the run means, n - 1"),
+        Column("Parameters", True),
+        Column("Training", True, "mean time of one training run"),
+    )
+    rows = []
+    for number, arm in enumerate(frame.arms):
+        mean = comparison.means[arm.name, metric]
+        present = cell_of.get(arm.name, "")
+        rows.append(
+            (
+                Cell(arm.name, number),
+                *(Cell("yes" if digit == "1" else "no", digit) for digit in present or "-" * len(factors)),
+                Cell(words.points(mean.points), mean.points),
+                Cell(words.span(mean.low, mean.high), mean.low),
+                Cell(words.points(mean.sd_seeds), mean.sd_seeds),
+                Cell(words.count(arm.parameters), arm.parameters),
+                Cell(words.duration(arm.seconds), arm.seconds),
+            )
+        )
+    return Table(f"primary-{metric}", f"{_population(comparison, metric)} The cells.", columns, tuple(rows))
+
+
+# kind of claim -> what it is called, and what it means
+KINDS = {
+    "main": ("Main effect", "with the component minus without it, averaged over the settings of the others"),
+    "interaction": (
+        "Interaction",
+        "what two components gain together beyond what each gains alone: above zero they reinforce each other, below "
+        "zero they replace each other",
+    ),
+    "one-out": ("Last in", "what is lost when the component alone is taken out of the full model"),
+    "one-in": ("First in", "what is gained when the component alone is put into the empty model"),
+    "shapley": (
+        "Shapley value",
+        "the gain averaged over all orders of building the model up; the values sum to the full model minus the empty",
+    ),
+    "total": ("All together", "the full model minus the empty one"),
+    "arm": ("Arm", "the arm against the baseline"),
+}
+
+
+def effects_table(comparison: Comparison, metric: str) -> Table:
+    """A lattice's effects on one metric: every kind of claim with its interval, its own correction and verdict."""
+    frame = comparison.frame
+    columns = (
+        Column("Effect"),
+        Column("Of"),
+        Column("Difference", True, "in points; above zero speaks for the component, or for the two together"),
+        Column("95% interval", True),
+        Column("p (Holm)", True, "corrected within the effects of one kind, over the primary metrics"),
+        Column("Verdict"),
+        Column("Could have seen", True, "the difference found with power 80% before correction, in points"),
+    )
+    found = [row for row in (*comparison.rows, *comparison.effects) if row.metric == metric]
+    rows = []
+    for row in found:
+        difference, interval, p, verdict, reach, *_ = _judged(row)
+        kind, _ = KINDS[row.claim.kind]
+        of = " x ".join(frame.title_of_component(name) for name in row.claim.components)
+        rows.append((Cell(kind, row.name), Cell(of), difference, interval, p, verdict, reach))
+    kinds = dict.fromkeys(row.claim.kind for row in found)
+    said = "; ".join(f"{KINDS[kind][0]}: {KINDS[kind][1]}" for kind in kinds)
+    return Table(f"effects-{metric}", f"{_population(comparison, metric)} {said}.", columns, tuple(rows))
 
 
 def _judged(row: Row) -> list[Cell]:
@@ -154,6 +237,7 @@ def verdict_text(row: Row) -> str:
     """The verdict word, with what it must not be read without."""
     assert row.verdict is not None
     scope = "" if row.contrast.about_method else ", these checkpoints"
+    scope += "" if row.planned else ", exploratory"
     return f"{row.verdict.word}{', but negligible' if row.verdict.negligible else ''}{scope}"
 
 
@@ -170,17 +254,12 @@ def _wins(row: Row) -> Cell:
     return Cell(f"{row.wins}/{row.ties}/{row.losses}", row.wins - row.losses)
 
 
-def _sign(comparison: Comparison) -> str:
-    sign = "arm minus baseline" if comparison.frame.adds else "baseline minus arm"
-    return f"{sign}, so above zero speaks for {comparison.frame.component_title}"
-
-
 def errors_table(comparison: Comparison) -> Table:
     """The three standard errors of every primary difference, and its effect sizes."""
     columns = (
-        Column("Arm"),
+        Column("Claim"),
         Column("Metric"),
-        Column("Difference", True, _sign(comparison)),
+        Column("Difference", True, sign(comparison)),
         *(Column(title, True, note) for title, note in SE_NAMES.values()),
         Column("Degrees of freedom", True, "of the standard error that the verdict uses"),
         Column("From runs", True, "share of the variance that shrinks with more seeds"),
@@ -192,7 +271,7 @@ def errors_table(comparison: Comparison) -> Table:
     )
     rows = tuple(
         (
-            Cell(row.arm),
+            Cell(row.name),
             Cell(row.title),
             Cell(words.signed(row.points), row.points),
             *(Cell(words.points(se, 3), se) for se in row.standard_errors.values()),
@@ -217,24 +296,22 @@ def exploratory_table(comparison: Comparison, *, detail: bool | None = None) -> 
     detail: only those that the catalogue calls details, or only the others; None: all.
     """
     columns = (
-        Column("Arm"),
+        Column("Claim"),
         Column("Metric"),
-        Column("Baseline", True),
-        Column("This arm", True),
-        Column("Difference", True, _sign(comparison)),
+        Column("With", True, "the component; in points"),
+        Column("Without", True),
+        Column("Difference", True, sign(comparison)),
         Column("95% interval", True),
         Column("p", True, "not corrected"),
         Column("q (BH)", True, "false discovery rate among the exploratory tests"),
         Column("Win/tie/loss", True),
         Column("Queries", True, "in the metric's population"),
     )
-    base = comparison.frame.baseline.name
     rows = tuple(
         (
-            Cell(row.arm),
+            Cell(row.name),
             Cell(row.title),
-            Cell(words.points((mean := comparison.means[base, row.metric]).points), mean.points),
-            Cell(words.points((mean := comparison.means[row.arm, row.metric]).points), mean.points),
+            *(Cell(words.points(side), side) for side in sides(comparison, row)),
             Cell(words.signed(row.points), row.points),
             Cell(words.interval(row.low, row.high), row.low),
             Cell(words.p(row.p), None if math.isnan(row.p) else row.p),
@@ -249,6 +326,14 @@ def exploratory_table(comparison: Comparison, *, detail: bool | None = None) -> 
     return Table("exploratory-details" if detail else "exploratory", caption, columns, rows)
 
 
+def sides(comparison: Comparison, row: Row) -> tuple[float, float]:
+    """The two levels in points whose difference a row is: weighted means of the arms with and without the component."""
+    levels = {1: 0.0, -1: 0.0}
+    for arm, weight in row.claim.weights.items():
+        levels[1 if weight > 0 else -1] += abs(weight) * comparison.means[arm, row.metric].points
+    return levels[1], levels[-1]
+
+
 def _is_detail(metric: str) -> bool:
     return metric in catalog.metrics and bool(catalog.metrics[metric].facts.get("detail", False))
 
@@ -261,19 +346,17 @@ def checkpoints_table(comparison: Comparison) -> Table:
     """Every primary difference at both checkpoints."""
     other = comparison.other
     pair = [comparison] if other is None else [comparison, other]
-    columns = [Column("Arm"), Column("Metric")]
+    columns = [Column("Claim"), Column("Metric")]
     for one in pair:
         name = one.checkpoint
-        columns += [Column(f"Baseline, {name}", True), Column(f"Arm, {name}", True)]
-        columns += [Column(f"Difference, {name}", True, _sign(one)), Column(f"95% interval, {name}", True)]
+        columns += [Column(f"With, {name}", True, "the component"), Column(f"Without, {name}", True)]
+        columns += [Column(f"Difference, {name}", True, sign(one)), Column(f"95% interval, {name}", True)]
     rows = []
-    base = comparison.frame.baseline.name
     for row in comparison.rows:
-        cells = [Cell(row.arm), Cell(row.title)]
+        cells = [Cell(row.name), Cell(row.title)]
         for one in pair:
-            same = one.row(row.arm, row.metric)
-            means = [one.means[arm, row.metric].points for arm in (base, row.arm)]
-            cells += [Cell(words.points(mean), mean) for mean in means]
+            same = one.row(row.name, row.metric)
+            cells += [Cell(words.points(side), side) for side in sides(one, same)]
             cells += [Cell(words.signed(same.points), same.points), Cell(words.interval(same.low, same.high), same.low)]
         rows.append(tuple(cells))
     caption = "The selected checkpoint beside the last epoch. The second is a check of the first, not another test."
@@ -358,16 +441,16 @@ def terminal(comparison: Comparison) -> RenderableType:
         Text(_ascii(f"{frame.study} · {setting(comparison)}"), style="bold"),
         _rich(arms_table(comparison), ("Arm", "Changed", "Parameters", "Training")),
         Text(),
-        Text(_ascii(f"Points of the {comparison.checkpoint} checkpoint. Difference: {_sign(comparison)}.")),
+        Text(_ascii(f"Points of the {comparison.checkpoint} checkpoint. Difference: {sign(comparison)}.")),
     ]
+    shown = effects_table if comparison.lattice else metric_table
+    wanted = ["Arm", "Mean", "Difference", "95% interval", "p (Holm)", "Verdict"]
+    if comparison.lattice:
+        wanted = ["Effect", "Of", "Difference", "95% interval", "p (Holm)", "Verdict"]
     for metric in comparison.metrics:
         population = comparison.means[frame.baseline.name, metric].queries
         some = "" if population == len(frame.queries) else f" ({words.counted(population, 'query')})"
-        wanted = ["Arm", "Mean", "Difference", "95% interval", "p (Holm)", "Verdict"]
-        parts += [
-            Text(_ascii(f"{title_of(metric)}{some}"), style="bold"),
-            _rich(metric_table(comparison, metric), wanted),
-        ]
+        parts += [Text(_ascii(f"{title_of(metric)}{some}"), style="bold"), _rich(shown(comparison, metric), wanted)]
         remarks = advice(comparison, metric)
         remarks += [
             f"reported, not measured ({x.arm}; {x.split}; {x.source}): {x.value:g}"
@@ -387,19 +470,19 @@ def terminal(comparison: Comparison) -> RenderableType:
 
 
 def verdicts_table(comparison: Comparison) -> Table:
-    """The answer: what each arm says about the component, metric by metric."""
+    """The answer: what each claim says about its component, metric by metric."""
     columns = (
         Column(""),
         Column("Metric"),
         Column("Verdict"),
-        Column("Difference", True, _sign(comparison)),
+        Column("Difference", True, sign(comparison)),
         Column("95% interval", True),
         Column("p (Holm)", True),
     )
     rows = []
-    for arm in comparison.arms:
-        name = subject(comparison, arm.name)
-        for row in (row for row in comparison.rows if row.arm == arm.name):
+    for claim in comparison.claims:
+        name = subject(comparison, claim)
+        for row in (row for row in comparison.rows if row.claim == claim):
             difference, interval, p, verdict, *_ = _judged(row)
             rows.append((Cell(name), Cell(row.title), verdict, difference, interval, p))
             name = ""
@@ -407,15 +490,15 @@ def verdicts_table(comparison: Comparison) -> Table:
 
 
 def _other(comparison: Comparison) -> RenderableType:
-    """One line per arm: the difference on every primary metric with its interval."""
+    """One line per claim: the difference on every primary metric with its interval."""
     titles = [title_of(metric) for metric in comparison.metrics]
     rows = []
-    for arm in comparison.arms:
-        found = [comparison.row(arm.name, metric) for metric in comparison.metrics]
+    for claim in comparison.claims:
+        found = [comparison.row(claim.name, metric) for metric in comparison.metrics]
         cells = [Cell(f"{words.signed(row.points)} ({words.interval(row.low, row.high)})") for row in found]
-        rows.append((Cell(arm.name), *cells))
-    columns = (Column("Arm"), *(Column(title) for title in titles))
-    return _rich(Table("other", "", columns, tuple(rows)), ["Arm", *titles])
+        rows.append((Cell(claim.name), *cells))
+    columns = (Column("Claim"), *(Column(title) for title in titles))
+    return _rich(Table("other", "", columns, tuple(rows)), ["Claim", *titles])
 
 
 def _rich(table: Table, wanted: Sequence[str] | None) -> RenderableType:

@@ -151,7 +151,7 @@ def _write(store: Store, comparison: Comparison, out: Path, format: Format, inde
 def manifest(store: Store, comparison: Comparison, files: dict[str, str]) -> dict[str, Any]:
     """The cells behind every number: ids, digests of what they are and of what they left, and who uses them.
 
-    A number is found by checkpoint, arm and metric; ``from`` names the arms whose cells it is computed from.
+    A number is found by checkpoint, arm or claim, and metric; ``from`` names the arms whose cells it is computed from.
     """
     frame = comparison.frame
     checkpoints = [comparison] if comparison.other is None else [comparison, comparison.other]
@@ -164,12 +164,12 @@ def manifest(store: Store, comparison: Comparison, files: dict[str, str]) -> dic
         {
             "checkpoint": one.checkpoint,
             "number": "difference",
-            "arm": row.arm,
+            "claim": row.name,
             "metric": row.metric,
-            "from": [row.plus, row.minus],
+            "from": list(row.claim.weights),
         }
         for one in checkpoints
-        for row in (*one.rows, *one.exploratory)
+        for row in (*one.rows, *one.effects, *one.exploratory)
     ]
     return {
         "format": MANIFEST_FORMAT,

@@ -10,6 +10,8 @@
 
 Every file is written beside its place and renamed, so a reader sees a whole file or none. The store is the truth;
 trackers and reports are views that can be rebuilt from it.
+
+Beside the cells stands ``ledger.jsonl``: one line per scoring that looked at a reporting split, only ever appended to.
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ from vlbench.files import read_json, write_text
 from vlbench.runs.cells import Cell, to_spec
 from vlbench.status import Status
 
+LEDGER = "ledger.jsonl"
 HEARTBEAT_S = 5.0
 STALE_S = 60.0  # a claim from another host is taken over when its heart has not beaten for this long
 
@@ -103,7 +106,40 @@ class Store:
         lines = path.read_bytes().split(b"\n")[:-1]
         return [event for line in lines if (event := _loads(line)) is not None]
 
+    def ledger(self) -> list[dict[str, Any]]:
+        """Every scoring that looked at a reporting split, in the order of their first looks.
+
+        Lines of one scoring, which was interrupted and went on, count as one: the time of the first look and all epochs
+        that were looked at. See ``vlbench.runs.looks.entry`` for the keys; ``time`` is ISO, UTC.
+        """
+        try:
+            written = (self.root / LEDGER).read_bytes().split(b"\n")
+        except FileNotFoundError:
+            return []
+        found: dict[str, dict[str, Any]] = {}
+        for line in map(_loads, written):
+            if line is None or "score" not in line:
+                continue
+            first = found.setdefault(str(line["score"]), line)
+            for key in ("epochs", "checkpoints"):
+                first[key] += [value for value in line[key] if value not in first[key]]
+        return list(found.values())
+
     # --- writing ---
+
+    def enter_look(self, entry: Mapping[str, Any]) -> None:
+        """Enter a look at a reporting split in the ledger, with the time. Many processes may do so at once."""
+        line = canonical({**entry, "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}).encode()
+        with (self.root / LEDGER).open("a+b") as stream:
+            fcntl.flock(stream, fcntl.LOCK_EX)
+            size = stream.seek(0, os.SEEK_END)
+            if size:
+                stream.seek(size - 1)
+                if stream.read(1) != b"\n":  # a kill tore the line before
+                    line = b"\n" + line
+            stream.write(line + b"\n")
+            stream.flush()
+            os.fsync(stream.fileno())
 
     def prepare(self, cell: Cell) -> Path:
         """Make the cell's folder with its spec. Raises StoreError where the store cannot be written."""
@@ -167,6 +203,22 @@ class Store:
                 where=self.root,
                 hint="set VLBENCH_STORE to another folder",
             ) from error
+
+    def note_look(self, study: str, seeds: int, margin: float) -> None:
+        """Remember that a complete comparison was shown, so that a later choice of seeds or margin can be told apart
+        from one that was made beforehand. A look is noted once.
+        """
+        looks = self.looks(study)
+        look = {"seeds": seeds, "margin": margin}
+        if look in looks:
+            return
+        with contextlib.suppress(OSError):  # a store that can only be read can still be reported
+            write_text(self.study_folder(study) / "looks.json", json.dumps({"looks": [*looks, look]}, indent=1))
+
+    def looks(self, study: str) -> list[dict[str, Any]]:
+        """What was shown of a study so far: ``seeds`` and ``margin`` of every complete comparison, oldest first."""
+        found = read_json(self.study_folder(study) / "looks.json")
+        return list(found["looks"]) if found else []
 
     def load_plan(self, study: str) -> dict[str, Any]:
         """A study's saved plan. Raises StoreError if there is none."""
