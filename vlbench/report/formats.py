@@ -314,7 +314,7 @@ def to_latex(comparison: Comparison) -> str:
         (metric, ["Mean", "$\\Delta$", "95\\% interval", "$p$"] + (["Rep."] if _has(comparison, metric) else []))
         for metric in comparison.metrics
     ]
-    heads = [f"\\multicolumn{{{len(columns)}}}{{c}}{{{_tex(title_of(metric))}}}" for metric, columns in groups]
+    heads = [f"\\multicolumn{{{len(columns)}}}{{c}}{{{tex(title_of(metric))}}}" for metric, columns in groups]
     rules, start = [], 4
     for _, columns in groups:
         rules.append(f"\\cmidrule(lr){{{start}-{start + len(columns) - 1}}}")
@@ -333,23 +333,23 @@ def to_latex(comparison: Comparison) -> str:
         "\\midrule",
     ]
     for arm in frame.arms:
-        cells = [_tex(arm.name), _tex(words.count(arm.parameters)), str(len(arm.runs))]
+        cells = [tex(arm.name), tex(words.count(arm.parameters)), str(len(arm.runs))]
         for metric, columns in groups:
-            cells.append(_tex(words.points(comparison.means[arm.name, metric].points)))
+            cells.append(tex(words.points(comparison.means[arm.name, metric].points)))
             judged = arm.name in {claim.name for claim in comparison.claims}
             cells += _tex_row(comparison.row(arm.name, metric)) if judged else ["", "", ""]
             if len(columns) > 4:
                 known = published.get((arm.name, metric))
-                cells.append("" if known is None else _tex(words.points(known.value)))
+                cells.append("" if known is None else tex(words.points(known.value)))
         lines.append(" & ".join(cells) + " \\\\")
     lines += ["\\bottomrule", "\\end{tabular}", "\\end{table}"]
     return "\n".join(lines) + "\n"
 
 
 def _tex_row(row: Row) -> list[str]:
-    difference = _tex(words.signed(row.points))
-    between = "--" if row.contrast.constant else f"[{_tex(words.signed(row.low))}, {_tex(words.signed(row.high))}]"
-    p = "--" if row.contrast.constant else _tex(words.p(row.p_adjusted))
+    difference = tex(words.signed(row.points))
+    between = "--" if row.contrast.constant else f"[{tex(words.signed(row.low))}, {tex(words.signed(row.high))}]"
+    p = "--" if row.contrast.constant else tex(words.p(row.p_adjusted))
     return [f"\\textbf{{{difference}}}" if row.survives else difference, between, p]
 
 
@@ -379,7 +379,7 @@ def _caption(comparison: Comparison) -> str:
     if used:
         named = "; ".join(f"{source}, {split}" for split, source in sorted(used))
         sentences.append(f"Rep.: printed by a paper ({named}), not measured here.")
-    return _tex(" ".join(sentences))
+    return tex(" ".join(sentences))
 
 
 _TEX: Mapping[str, str] = {
@@ -409,6 +409,6 @@ _TEX: Mapping[str, str] = {
 }
 
 
-def _tex(text: str) -> str:
+def tex(text: str) -> str:
     """Names are text, never commands."""
     return "".join(_TEX.get(letter, letter) for letter in " ".join(text.split()))

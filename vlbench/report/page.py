@@ -17,6 +17,7 @@ import vlbench
 from vlbench.cards.kinds import Claim
 from vlbench.report import figures, oddities, tables, words
 from vlbench.report.compare import Comparison, Row, subject
+from vlbench.report.explorer import Explorer
 from vlbench.report.frame import title_of
 from vlbench.report.methods import advice, cautions, methods, notes, setting
 
@@ -28,11 +29,14 @@ TEMPLATES = Path(__file__).parent / "templates"
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What the sections of one page are made of. ``beside``: files written next to the page, to be linked."""
+    """What the sections of one page are made of. ``beside``: files written next to the page, to be linked. explorer:
+    None leaves its section out.
+    """
 
     comparison: Comparison
     plots: tuple[figures.Plot, ...]
     beside: tuple[str, ...] = ()
+    explorer: Explorer | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,6 +178,13 @@ def differences(report: Report) -> Section | None:
     return _figure(report, "differences", "Differences")
 
 
+def queries(report: Report) -> Section | None:
+    """The queries that moved most."""
+    if report.explorer is None:
+        return None
+    return Section("queries", "Queries that moved most", "explorer.html.j2", {"explorer": report.explorer})
+
+
 def curves(report: Report) -> Section | None:
     """Learning curves, where events were kept."""
     return _figure(report, "curves", "Learning curves")
@@ -235,6 +246,7 @@ SECTIONS: tuple[Callable[[Report], Section | None], ...] = (
     differences,
     comparison,
     cells,
+    queries,
     curves,
     uncertainty,
     checkpoints,

@@ -13,8 +13,9 @@ from urllib.parse import quote
 from vlbench.canon import digest
 from vlbench.errors import PlanError, StoreError, VlbenchError, suggestion
 from vlbench.files import replacing
-from vlbench.report import figures, formats
+from vlbench.report import bibliography, figures, formats
 from vlbench.report.compare import Comparison, compare
+from vlbench.report.explorer import explore
 from vlbench.report.frame import Frame, read
 from vlbench.report.page import Entry, Report, entry_of, index_page, study_page
 from vlbench.runs.store import Store
@@ -26,6 +27,8 @@ _TEXTS: tuple[tuple[Format, str, Callable[[Comparison], str]], ...] = (
     ("md", "report.md", formats.to_markdown),
     ("csv", "comparison.csv", formats.to_csv),
     ("latex", "comparison.tex", formats.to_latex),
+    ("latex", "methods.tex", bibliography.paragraph),
+    ("latex", "references.bib", lambda comparison: bibliography.bibtex(bibliography.used(comparison))),
     ("json", "results.json", formats.to_json),
 )
 
@@ -142,7 +145,10 @@ def _write(store: Store, comparison: Comparison, out: Path, format: Format, inde
         save(f"{name}.csv", figures.to_csv(plot).encode())
     if format in ("all", "html"):
         beside = tuple(str(path.relative_to(folder).as_posix()) for path in written)
-        save("index.html", study_page(Report(comparison, plots, beside), index=index).encode())
+        save(
+            "index.html",
+            study_page(Report(comparison, plots, beside, explore(store, comparison)), index=index).encode(),
+        )
     made = {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in written}
     save("manifest.json", _json(manifest(store, comparison, made)))
     return written
