@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -9,6 +10,7 @@ from pydantic import Field
 
 from vlbench import catalog
 from vlbench.cards.kinds import Ablation, ArmCard, Variant
+from vlbench.cards.published import reported_of
 from vlbench.cards.read import Schema, line_of, load_toml, validate
 from vlbench.cards.resolve import resolve
 from vlbench.errors import CardError, suggestion
@@ -57,9 +59,11 @@ def cards(kind: Kind, root: Path) -> dict[str, Path]:
 
 def load_variant(name: str, root: Path) -> Variant:
     """The resolved variant of this name, or of a path to a card. Raises CardError with the near miss."""
-    return resolve(
-        _find("models", "variant", name, root, None), lambda n, where: _find("models", "variant", n, root, where)
-    )
+    path = _find("models", "variant", name, root, None)
+    variant = resolve(path, lambda n, where: _find("models", "variant", n, root, where))
+    if path.resolve().parent != (builtin_root() / "models").resolve():
+        return variant  # a card of the same name in a workspace is another model
+    return replace(variant, reported=(*reported_of(variant.name), *variant.reported))
 
 
 def load_ablation(name: str, root: Path) -> Ablation:

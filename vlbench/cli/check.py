@@ -12,12 +12,14 @@ if TYPE_CHECKING:
 
 
 @click.command(
-    short_help="Build and step every card; run numeric fixtures.",
+    short_help="Build and step every card; run numeric fixtures; doubt published numbers.",
     epilog="""\b
 Examples:
   vlbench check
   vlbench check --card videolights_quick
   vlbench check --golden path/to/golden/videolights
+  vlbench check --published
+  vlbench check --published my_table.toml --json
 """,
 )
 @click.option("--card", "names", multiple=True, metavar="NAME", help="Only this variant card. Repeatable.")
@@ -28,12 +30,27 @@ Examples:
     type=click.Path(path_type=Path, exists=True, file_okay=False),
     help="Run every numeric fixture in this folder and below instead. Repeatable.",
 )
-def check(names: tuple[str, ...], golden: tuple[Path, ...]) -> int:
+@click.option("--published", is_flag=True, help="Look for impossible and suspicious published numbers instead.")
+@click.option("--json", "as_json", is_flag=True, help="With --published: one JSON object.")
+@click.argument("files", nargs=-1, metavar="[FILE]...", type=click.Path(path_type=Path))
+def check(
+    names: tuple[str, ...], golden: tuple[Path, ...], published: bool, as_json: bool, files: tuple[Path, ...]
+) -> int:
     """Resolve, build and step every variant card once on planted data, and resolve every ablation card.
 
     With --golden, run the fixtures of a folder (model, evaluator, data and statistics fixtures are told apart by their
     form) and print one line per case with its largest deviation. Exit status 1 if anything does not hold.
+
+    With --published, read rows of published numbers (FILEs with [[row]], or cards with [[reported]]; without a FILE the
+    built-in ones and the workspace's cards) and print what is impossible in them and what is suspicious. Exit status 1
+    if anything impossible is not acknowledged by its row.
     """
+    if published:
+        if names or golden:
+            raise click.UsageError("--published goes with FILEs, not with --card or --golden")
+        return _published(files, as_json)
+    if files or as_json:
+        raise click.UsageError("a FILE and --json go with --published")
     results = [result for folder in golden for result in _golden(folder)] if golden else _cards(names)
     if golden and not results:
         from vlbench.errors import DataError
@@ -48,6 +65,48 @@ def check(names: tuple[str, ...], golden: tuple[Path, ...]) -> int:
     failed = sum(not result.ok for result in results)
     click.echo(f"{len(results) - failed} passed, {failed} failed")
     return 1 if failed else 0
+
+
+def _published(files: tuple[Path, ...], as_json: bool) -> int:
+    import json
+    from dataclasses import asdict
+
+    from vlbench.cards.published import read_rows
+    from vlbench.cli.show import short
+    from vlbench.metrics.plausible import check as findings_of
+    from vlbench.report.words import counted
+
+    paths = files or _published_files()
+    rows = [row for path in paths for row in read_rows(path)]
+    findings = findings_of(rows)
+    new = [finding for finding in findings if finding.known is None]
+    wrong = sum(finding.severity == "impossible" for finding in new)
+    if as_json:
+        listed = [asdict(finding) for finding in findings]
+        click.echo(json.dumps({"files": [str(path) for path in paths], "rows": len(rows), "findings": listed}))
+        return 1 if wrong else 0
+    for finding in findings:
+        word = finding.severity if finding.known is None else "known"
+        reason = finding.why if finding.known is None else f"{finding.severity}, acknowledged: {finding.known}"
+        click.echo(f"{word:<10}  {finding.rule}  {short(finding.where)}")
+        click.echo(f"    {finding.row}: {finding.what}")
+        click.echo(f"    {reason}")
+    click.echo(
+        f"{counted(len(rows), 'row')} in {counted(len(paths), 'file')}: {wrong} impossible, "
+        f"{len(new) - wrong} suspicious, {len(findings) - len(new)} known"
+    )
+    return 1 if wrong else 0
+
+
+def _published_files() -> tuple[Path, ...]:
+    """The built-in files, and the workspace's own cards that report numbers."""
+    from vlbench.cards.library import builtin_root, cards
+    from vlbench.cards.published import builtin_files
+    from vlbench.cards.read import load_toml
+    from vlbench.workspace import find
+
+    own = [path for path in cards("models", find().root).values() if path.parent != builtin_root() / "models"]
+    return (*builtin_files(), *(path for path in own if "reported" in load_toml(path)[0]))
 
 
 def _golden(folder: Path) -> list[CaseResult]:

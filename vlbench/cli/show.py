@@ -69,7 +69,7 @@ def _rows(kind: str, workspace: Any) -> list[tuple[str, str]]:
             for entry in registry.entries()
         ]
     if kind == "datasets":
-        declared = [(name, f"declared in {_short(item.where())}") for name, item in workspace.declarations.items()]
+        declared = [(name, f"declared in {short(item.where())}") for name, item in workspace.declarations.items()]
         return [*declared, *((entry.name, entry.summary) for entry in catalog.datasets.entries())]
     if kind == "metrics":
         return [(entry.name, str(entry.facts["title"])) for entry in catalog.metrics.entries()]
@@ -114,7 +114,7 @@ def show(name: str, as_json: bool) -> None:
         key_width = max(map(len, flat))
         value_width = max(len(_toml(value)) for value in flat.values())
         for key, value in flat.items():
-            click.echo(f"  {key:<{key_width}}  {_toml(value):<{value_width}}  {_short(variant.origin.get(key, ''))}")
+            click.echo(f"  {key:<{key_width}}  {_toml(value):<{value_width}}  {short(variant.origin.get(key, ''))}")
         for row in variant.reported:
             numbers = ", ".join(f"{metric} {value:g}" for metric, value in row.values.items())
             click.echo(f"  reported on {row.dataset} {row.split} ({row.source}): {numbers}")
@@ -143,7 +143,7 @@ def _toml(value: object) -> str:
     return f'"{value}"' if isinstance(value, str) else str(value)
 
 
-def _short(where: str) -> str:
+def short(where: str) -> str:
     """``file:line`` with the path relative to here where that is shorter."""
     if not (found := re.fullmatch(r"(.*):(\d+)", where)):
         return where
