@@ -21,7 +21,7 @@ from vlbench.metrics import highlights, moments, oddities
 from vlbench.metrics.highlights import Highlights, Labels
 from vlbench.metrics.moments import MAX_WINDOWS, Array, Mode, Moments
 
-__all__ = ["MAX_WINDOWS", "Mode", "Packs", "Scores", "score"]
+__all__ = ["MAX_WINDOWS", "Mode", "Packs", "Scores", "score", "score_packs"]
 
 
 @dataclass(frozen=True)
@@ -68,10 +68,15 @@ def score(
     """
     if mode not in ("compatible", "strict"):
         raise CardError(f'"{mode}" is not a mode of evaluation', hint=suggestion(mode, ("compatible", "strict")))
-    packs = Packs(queries, predictions, mode, clip_s, max_windows)
+    return score_packs(Packs(queries, predictions, mode, clip_s, max_windows), metrics=metrics)
+
+
+def score_packs(packs: Packs, *, metrics: Sequence[str] | None = None) -> Scores:
+    """What ``score`` does, for queries and predictions that are brought together already; the same errors."""
+    queries, predictions, mode = packs.queries, packs.predictions, packs.mode
     packs.check()
     notes: list[str] = list(
-        oddities.find(packs.queries, predictions, packs.rows, mode=mode, clip_s=clip_s, max_windows=max_windows)
+        oddities.find(queries, predictions, packs.rows, mode=mode, clip_s=packs.clip_s, max_windows=packs.max_windows)
     )
     values: dict[str, Array] = {}
     silent: set[str] = set()
