@@ -18,7 +18,19 @@ from vlbench.data.base import open_dataset
 from vlbench.data.packed import Packed
 from vlbench.errors import Diverged
 from vlbench.train.batch import Split
-from vlbench.train.loop import CHECKPOINT, EPOCH_SCORES, WEIGHTS, build, fit
+from vlbench.train.loop import (
+    CHECKPOINT,
+    EPOCH_SCORES,
+    EPOCH_WEIGHTS,
+    MOST_KEPT,
+    WEIGHTS,
+    build,
+    fit,
+    kept_epochs,
+    weights_at,
+    weights_of_epochs,
+)
+from vlbench.train.recipe import Recipe
 from vlbench.workspace import Workspace
 
 SMALL = {
@@ -68,7 +80,8 @@ def train(folder, changes=(), *, stop_after=()):
 
 
 def digests(folder):
-    return {name: digest_file(folder / name) for name in (*WEIGHTS.values(), EPOCH_SCORES)}
+    names = [*WEIGHTS.values(), EPOCH_SCORES, *(weights_at(folder, epoch).relative_to(folder) for epoch in (1, 3))]
+    return {str(name): digest_file(folder / name) for name in names}
 
 
 @pytest.fixture(scope="module")
@@ -101,6 +114,31 @@ def test_epoch_scores_are_kept_per_query(unbroken, tmp_path_factory):
         assert kept["scores"].shape == (2, len(split()), len(kept["metrics"]))
         assert list(kept["epochs"]) == [1, 3]
         assert len(kept["qids"]) == len(split())
+
+
+def test_the_weights_of_evaluated_epochs_wait_and_none_is_written_twice(tmp_path):
+    result = train(tmp_path, {"train__eval_every": 1}.items())
+    recipe = Recipe.of(variant(train__eval_every=1).recipe)
+    assert sorted(path.name for path in (tmp_path / EPOCH_WEIGHTS).iterdir()) == [
+        f"{epoch:06d}.safetensors" for epoch in range(4)
+    ]
+    selected = weights_at(tmp_path, result.selected_epoch)
+    assert selected.samefile(tmp_path / WEIGHTS["selected"])
+    assert weights_at(tmp_path, 3).samefile(tmp_path / WEIGHTS["last"])
+    where = weights_of_epochs(tmp_path, recipe, result.selected_epoch)
+    assert list(where) == [0, 1, 2, 3] and where[3] == tmp_path / WEIGHTS["last"]
+    assert len({digest_file(path) for path in where.values()}) == 4
+
+
+@settings(deadline=None)
+@given(epochs=st.integers(1, 400), every=st.integers(1, 30))
+def test_no_more_epochs_are_kept_than_the_bound(epochs, every):
+    recipe = replace(Recipe.of(variant().recipe), epochs=epochs, eval_every=every)
+    kept = kept_epochs(recipe)
+    evaluated = [epoch for epoch in range(epochs) if recipe.evaluates(epoch)]
+    assert 1 <= len(kept) <= MOST_KEPT and kept[-1] == epochs - 1
+    assert set(kept) <= set(evaluated) and list(kept) == sorted(kept)
+    assert len(kept) == len(evaluated) or len(evaluated) > MOST_KEPT
 
 
 def test_another_seed_is_another_run(tmp_path, unbroken):

@@ -22,7 +22,7 @@ from vlbench.cards.kinds import Features, Use, Variant
 FORMAT = 1
 ID_LENGTH = 12  # hex digits: 48 bits name the folder; the full digest stands in the spec
 CHECKPOINTS = ("selected", "last")  # those that have weights and predictions; the reporting split chose neither
-SCORED = (*CHECKPOINTS, "crossfit", "best")  # the rows of a score: two more choices of the epoch, by the reporting split
+SCORED = (*CHECKPOINTS, "crossfit", "best")  # all rows of a score: the reporting split itself chose the latter two
 
 
 @dataclass(frozen=True, slots=True)

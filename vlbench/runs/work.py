@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 import time
 import traceback
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,7 @@ def run_cells(specs: Sequence[str], options: Options) -> None:
     """
     _settle()
     store = Store(Path(options.store))
+    _free_leftovers(store)
     for text in specs:
         cell = from_spec(json.loads(text))
         if store.record(cell.id) is not None:
@@ -71,6 +73,8 @@ def _run(cell: Cell, folder: Path, store: Store, options: Options) -> None:
                 record, cost = _run_score(cell, folder, store, options)
         store.finish(cell.id, record, {**provenance(options.device), **cost, "finished": _now()})
         (folder / "checkpoint.safetensors").unlink(missing_ok=True)
+        if isinstance(cell, Score):
+            _free(cell.fit, store)
         log.info("done")
     except Exception as error:  # whatever a cell fails of is a result to show, and the other cells go on
         cause = str(error) if isinstance(error, VlbenchError) else f"{type(error).__name__}: {error}"
@@ -84,7 +88,8 @@ def _run(cell: Cell, folder: Path, store: Store, options: Options) -> None:
 
 
 def _run_fit(cell: Fit, folder: Path, options: Options) -> tuple[dict[str, Any], dict[str, Any]]:
-    from vlbench.train.loop import CHECKPOINT, EPOCH_SCORES, WEIGHTS, fit
+    from vlbench.train.loop import CHECKPOINT, EPOCH_SCORES, WEIGHTS, fit, weights_of_epochs
+    from vlbench.train.recipe import Recipe
 
     features = cell.variant.features
     training, tuning = (_split(cell, role, features, options) for role in ("fit", "tune"))
@@ -112,17 +117,25 @@ def _run_fit(cell: Fit, folder: Path, options: Options) -> tuple[dict[str, Any],
         "queries": {"fit": len(training), "tune": len(tuning)},
         "summary": dict(result.summary),
         "files": _digests(folder, [*WEIGHTS.values(), EPOCH_SCORES]),
+        "weights": {
+            str(epoch): digest_file(path)
+            for epoch, path in weights_of_epochs(folder, Recipe.of(cell.variant.recipe), result.selected_epoch).items()
+            if path.exists()  # absent where the first epochs were trained by a version that did not keep them
+        },
     }
     cost = {"seconds": result.seconds, "wall": time.perf_counter() - started, "resumed": result.resumed}
     return record, {**cost, "threads": THREADS}
 
 
 def _run_score(cell: Score, folder: Path, store: Store, options: Options) -> tuple[dict[str, Any], dict[str, Any]]:
+    import numpy as np
+
     from vlbench.data.predictions import write_predictions
-    from vlbench.metrics.base import score
+    from vlbench.metrics.base import Scores, score
     from vlbench.metrics.oddities import Oddity
+    from vlbench.runs import looks
     from vlbench.train.checkpoint import load_weights
-    from vlbench.train.loop import WEIGHTS, build
+    from vlbench.train.loop import EPOCH_SCORES, build, save_epoch_scores, weights_of_epochs
     from vlbench.train.predict import predict
     from vlbench.train.recipe import Recipe
 
@@ -130,44 +143,83 @@ def _run_score(cell: Score, folder: Path, store: Store, options: Options) -> tup
     trained = from_spec(store.spec(cell.fit))
     assert isinstance(trained, Fit)
     reporting = _split(cell, "report", cell.features, options)
+    rule = reporting.dataset.split_rule("report")
     device, recipe = _device(options.device), Recipe.of(trained.variant.recipe)
     model = build(trained.variant, reporting, trained.seed).to(device)
-    summary: dict[str, float] = {}
-    tables, notes, odd = [], set(), []
-    weights = (store.record(cell.fit) or {})["files"]
-    predicted: dict[str, Any] = {}  # by the digest of the weights: the last epoch is often the selected one
-    for checkpoint in CHECKPOINTS:
-        digest = weights[WEIGHTS[checkpoint]]
-        if digest not in predicted:
-            load_weights(model, store.folder(cell.fit) / WEIGHTS[checkpoint])
-            predicted[digest] = predict(
-                model, reporting, device=device, batch_size=recipe.eval_batch_size, precision=recipe.precision
-            )
-        rows = predicted[digest]
-        with replacing(folder / f"predictions-{checkpoint}.jsonl.gz") as path:
-            write_predictions(path, rows)
-        scores = score(
+    fitted = store.record(cell.fit) or {}
+    paths = weights_of_epochs(store.folder(cell.fit), recipe, fitted["selected_epoch"])
+    weights = looks.Weights.of(fitted, paths, recipe.epochs - 1)
+    store.enter_look(looks.entry(cell, trained, rule, weights.epochs, weights.gone is None))
+    scored: dict[int, Scores] = {}
+    for epoch in weights.epochs:
+        try:
+            load_weights(model, paths[epoch])
+        except StoreError:
+            if epoch in weights.named.values():
+                raise
+            weights = weights.without(epoch)  # another scoring of this fit ended meanwhile
+            continue
+        rows = predict(model, reporting, device=device, batch_size=recipe.eval_batch_size, precision=recipe.precision)
+        scored[epoch] = score(
             reporting.queries, rows, mode=cell.mode, metrics=tuple(cell.metrics), clip_s=reporting.dataset.clip_s
         )
-        notes |= set(scores.warnings)
-        odd += [{"checkpoint": checkpoint, **found.as_json()} for found in scores.warnings if isinstance(found, Oddity)]
-        summary |= {f"{checkpoint}/{name}": scores.mean(name) for name in scores.values}
-        tables.append((checkpoint, scores))
+        for checkpoint in (name for name in CHECKPOINTS if weights.named[name] == epoch):
+            with replacing(folder / f"predictions-{checkpoint}.jsonl.gz") as path:
+                write_predictions(path, rows)
+    by_epoch = {epoch: scored[epoch].values for epoch in weights.epochs}
+    tables, chosen = looks.choices(weights, by_epoch, reporting.queries, recipe.selects)
     with replacing(folder / "queries.parquet") as path:
         _write_queries(path, reporting.queries, tables)
-    names = [*(f"predictions-{checkpoint}.jsonl.gz" for checkpoint in CHECKPOINTS), "queries.parquet"]
+    with replacing(folder / EPOCH_SCORES) as path, path.open("wb") as stream:
+        names, cube = looks.stacked(by_epoch)
+        qids = [str(query.qid) for query in reporting.queries]
+        save_epoch_scores(stream, names, qids, weights.epochs, cube.astype(np.float16))
+    found = {checkpoint: scored[weights.named[checkpoint]].warnings for checkpoint in CHECKPOINTS}
+    files = [*(f"predictions-{checkpoint}.jsonl.gz" for checkpoint in CHECKPOINTS), "queries.parquet", EPOCH_SCORES]
     record = {
         "cell": cell.id,
         "kind": cell.kind,
         "fit": cell.fit,
-        "split": reporting.dataset.split_rule("report"),
+        "split": rule,
         "queries": len(reporting),
-        "summary": summary,
-        "warnings": sorted(notes),
-        "oddities": odd,
-        "files": _digests(folder, names),
+        "summary": {
+            f"{checkpoint}/{name}": float(values[~np.isnan(values)].mean())
+            for checkpoint, table in tables.items()
+            for name, values in table.items()
+        },
+        "checkpoints": chosen,
+        "looked_at": weights.epochs,
+        "warnings": sorted({note for notes in found.values() for note in notes}),
+        "oddities": [
+            {"checkpoint": checkpoint, **note.as_json()}
+            for checkpoint, notes in found.items()
+            for note in notes
+            if isinstance(note, Oddity)
+        ],
+        "files": _digests(folder, files),
     }
     return record, {"seconds": time.perf_counter() - started, "threads": THREADS}
+
+
+def _free(fit: str, store: Store) -> None:
+    """Delete the scratch weights of a fit that was scored."""
+    from vlbench.train.loop import EPOCH_WEIGHTS
+
+    shutil.rmtree(store.folder(fit) / EPOCH_WEIGHTS, ignore_errors=True)
+
+
+def _free_leftovers(store: Store) -> None:
+    """Delete scratch weights that a kill between a score's record and their deletion has left."""
+    from vlbench.train.loop import EPOCH_WEIGHTS
+
+    kept = {path.parent.name for path in store.root.glob(f"cells/*/*/{EPOCH_WEIGHTS}")}
+    waiting = {fit for fit in kept if store.record(fit) is not None}
+    if not waiting:
+        return
+    for cell_id in store.cell_ids():
+        record = store.record(cell_id)
+        if record is not None and record.get("fit") in waiting:
+            _free(str(record["fit"]), store)
 
 
 def _split(cell: Cell, role: str, features: Features, options: Options) -> Any:
@@ -187,20 +239,20 @@ def _split(cell: Cell, role: str, features: Features, options: Options) -> Any:
     return Split(dataset, role, features, Packed.open(dataset, role, features, Path(options.store)))
 
 
-def _write_queries(path: Path, queries: Sequence[Any], tables: Sequence[tuple[str, Any]]) -> None:
+def _write_queries(path: Path, queries: Sequence[Any], tables: Mapping[str, Mapping[str, Any]]) -> None:
     """One row per query and checkpoint: ``qid`` (JSON), ``source_video``, ``checkpoint`` and float32 per metric."""
     import numpy as np
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     parts = []
-    for checkpoint, scores in tables:
+    for checkpoint, table in tables.items():
         columns: dict[str, Any] = {
             "qid": [json.dumps(query.qid) for query in queries],
             "source_video": [query.source_video for query in queries],
             "checkpoint": [checkpoint] * len(queries),
         }
-        columns |= {name: np.asarray(values, dtype=np.float32) for name, values in scores.values.items()}
+        columns |= {name: np.asarray(values, dtype=np.float32) for name, values in table.items()}
         parts.append(pa.table(columns))
     pq.write_table(pa.concat_tables(parts), path, compression="zstd")
 

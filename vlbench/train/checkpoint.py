@@ -7,6 +7,8 @@ It holds no random state, because every stream is found again by its name and ep
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from vlbench.errors import StoreError
+from vlbench.files import replacing
 
 
 @dataclass(slots=True)
@@ -42,6 +45,15 @@ def save_weights(model: nn.Module, path: Path, metadata: Mapping[str, str]) -> N
     """Write the weights; equal weights and metadata give equal bytes."""
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     save_file(state, path, metadata=dict(metadata))
+
+
+def same_weights(source: Path, target: Path) -> None:
+    """Let ``target`` hold what ``source`` holds: one file under two names, or a copy where links are not to be had."""
+    with replacing(target) as path:
+        try:
+            os.link(source, path)
+        except OSError:
+            shutil.copyfile(source, path)
 
 
 def load_weights(model: nn.Module, path: Path) -> dict[str, str]:

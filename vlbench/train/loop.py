@@ -1,12 +1,15 @@
 """The training loop: epochs, evaluation on the tune split, the selected and the last checkpoint.
 
-It reads from top to bottom as the recipe does. The reporting split is not known here: a fit cannot look at it.
+It reads from top to bottom as the recipe does. The reporting split is not known here: a fit cannot look at it. The
+weights of evaluated epochs stay in EPOCH_WEIGHTS until the fit was scored, so that the scoring can say what another
+choice of the epoch would have given; they are scratch, and nothing but that scoring may count on them.
 """
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,13 +26,15 @@ from vlbench.nn.losses import Criterion
 from vlbench.nn.model import VideoMomentModel, assemble, parameters_of
 from vlbench.streams import seed_for
 from vlbench.train.batch import Split, to_inputs, to_targets
-from vlbench.train.checkpoint import Progress, load_checkpoint, save_checkpoint, save_weights
+from vlbench.train.checkpoint import Progress, load_checkpoint, same_weights, save_checkpoint, save_weights
 from vlbench.train.predict import autocast, predict
 from vlbench.train.recipe import Recipe, make_optimizer
 
 CHECKPOINT = "checkpoint.safetensors"
 WEIGHTS = {"selected": "model.safetensors", "last": "last.safetensors"}
 EPOCH_SCORES = "epochs.npz"
+EPOCH_WEIGHTS = "epochs"  # folder of scratch files, one per kept epoch
+MOST_KEPT = 50  # epochs whose weights are kept: bounds the disk during a fit and the forward passes of its scoring
 
 Log = Callable[[Mapping[str, Any]], None]
 
@@ -70,7 +75,7 @@ def fit(
     log: Log,
     resume: bool = True,
 ) -> FitResult:
-    """Train one variant with one seed and leave weights and per-epoch scores in ``folder``.
+    """Train one variant with one seed and leave weights, per-epoch scores and scratch weights in ``folder``.
 
     After every epoch a checkpoint is written, so a kill loses at most the epoch in progress; calling again goes on from
     it and ends with the same weights as an unbroken run.
@@ -85,6 +90,8 @@ def fit(
     if resume and (folder / CHECKPOINT).exists():
         progress = load_checkpoint(folder / CHECKPOINT, model, optimizer)
     names: tuple[str, ...] = ()
+    kept = kept_epochs(recipe)
+    (folder / EPOCH_WEIGHTS).mkdir(exist_ok=True)
 
     for epoch in range(progress.next_epoch, recipe.epochs):
         started = time.perf_counter()
@@ -99,22 +106,23 @@ def fit(
             progress.evaluated.append(epoch)
             progress.scores.append(as_float16(scores))
             event["tune"] = {name: scores.mean(name) for name in names}
+            if epoch in kept:
+                _save_epoch(model, weights_at(folder, epoch), epoch)
             if value > progress.best_value:
                 progress.best_epoch, progress.best_value = epoch, value
-                with replacing(folder / WEIGHTS["selected"]) as path:
-                    save_weights(model, path, {"epoch": str(epoch)})
+                _save_as(model, folder, "selected", epoch)
         progress.next_epoch = epoch + 1
         progress.seconds += time.perf_counter() - started
         with replacing(folder / CHECKPOINT) as path:
             save_checkpoint(path, model, optimizer, progress)
         log({**event, "seconds": round(progress.seconds, 3), "epochs": recipe.epochs})
 
-    with replacing(folder / WEIGHTS["last"]) as path:
-        save_weights(model, path, {"epoch": str(recipe.epochs - 1)})
+    _save_as(model, folder, "last", recipe.epochs - 1)
     if not names:  # resumed after the last epoch, before the record was written
         names = tuple(evaluate(model, tuning, recipe, device).values)
     with replacing(folder / EPOCH_SCORES) as path, path.open("wb") as stream:
-        save_epoch_scores(stream, names, [str(query.qid) for query in tuning.queries], progress)
+        qids = [str(query.qid) for query in tuning.queries]
+        save_epoch_scores(stream, names, qids, progress.evaluated, np.stack(progress.scores))
     return FitResult(
         parameters=parameters_of(model),
         epochs=recipe.epochs,
@@ -123,6 +131,39 @@ def fit(
         seconds=progress.seconds,
         resumed=progress.resumed,
     )
+
+
+def kept_epochs(recipe: Recipe) -> tuple[int, ...]:
+    """The epochs whose weights wait for the scoring: every evaluated one, or every n-th so that MOST_KEPT are enough.
+
+    A function of the recipe alone. Counted back from the last epoch, which is always among them.
+    """
+    evaluated = [epoch for epoch in range(recipe.epochs) if recipe.evaluates(epoch)]
+    return tuple(evaluated[:: -math.ceil(len(evaluated) / MOST_KEPT)][::-1])
+
+
+def weights_at(folder: Path, epoch: int) -> Path:
+    """Where the scratch weights of an epoch, counted from 0, are while they are kept."""
+    return folder / EPOCH_WEIGHTS / f"{epoch:06d}.safetensors"
+
+
+def weights_of_epochs(folder: Path, recipe: Recipe, selected_epoch: int) -> dict[int, Path]:
+    """Where a finished fit's weights are, by epoch: the two that stay, and those that are kept until it is scored."""
+    stay = {recipe.epochs - 1: folder / WEIGHTS["last"], selected_epoch: folder / WEIGHTS["selected"]}
+    return {epoch: stay.get(epoch, weights_at(folder, epoch)) for epoch in sorted({*kept_epochs(recipe), *stay})}
+
+
+def _save_epoch(model: nn.Module, target: Path, epoch: int) -> None:
+    with replacing(target) as path:
+        save_weights(model, path, {"epoch": str(epoch)})
+
+
+def _save_as(model: nn.Module, folder: Path, checkpoint: str, epoch: int) -> None:
+    """The weights as they are now, under a checkpoint's name; not written twice where the epoch is kept."""
+    if (scratch := weights_at(folder, epoch)).exists():
+        same_weights(scratch, folder / WEIGHTS[checkpoint])
+    else:
+        _save_epoch(model, folder / WEIGHTS[checkpoint], epoch)
 
 
 def _train_epoch(
@@ -186,15 +227,15 @@ def as_float16(scores: Scores) -> np.ndarray[Any, np.dtype[np.float16]]:
     return np.stack(list(scores.values.values()), axis=1).astype(np.float16)
 
 
-def save_epoch_scores(stream: Any, names: tuple[str, ...], qids: list[str], progress: Progress) -> None:
+def save_epoch_scores(
+    stream: Any,
+    names: Sequence[str],
+    qids: Sequence[str],
+    epochs: Sequence[int],
+    scores: np.ndarray[Any, np.dtype[np.float16]],
+) -> None:
     """``scores`` float16 (epochs, queries, metrics), ``epochs``, ``metrics``, ``qids``."""
-    np.savez(
-        stream,
-        scores=np.stack(progress.scores),
-        epochs=np.asarray(progress.evaluated),
-        metrics=np.asarray(names),
-        qids=np.asarray(qids),
-    )
+    np.savez(stream, scores=scores, epochs=np.asarray(epochs), metrics=np.asarray(names), qids=np.asarray(qids))
 
 
 def _summary(names: tuple[str, ...], progress: Progress) -> dict[str, float]:
