@@ -392,7 +392,7 @@ def _arms(
         runs, tables = [], []
         for seed in seeds:
             run = _run(store, cells[seed], seed)
-            table = _Scores.read(store, run)
+            table = Scores.read(store, run.score)
             if not queries:
                 queries, sources = table.qids, table.sources
             tables.append(table.like(queries, f"{entry['name']}, seed {seed}"))
@@ -429,7 +429,6 @@ def _run(store: Store, cell: Mapping[str, Any], seed: int) -> Run:
     ids = {"fit": str(cell["fit"]), "score": str(cell["score"])}
     records = {kind: store.record(cell_id) or {} for kind, cell_id in ids.items()}
     made_by = {kind: store.made_by(cell_id) or {} for kind, cell_id in ids.items()}
-    selected = records["fit"].get("selected_epoch")
     seconds = made_by["fit"].get("seconds")
     parameters = records["fit"].get("parameters")
     return Run(
@@ -438,7 +437,7 @@ def _run(store: Store, cell: Mapping[str, Any], seed: int) -> Run:
         score=ids["score"],
         parameters=None if parameters is None else int(parameters),
         seconds=None if seconds is None else float(seconds),
-        curve=_curve(store.events(ids["fit"]), None if selected is None else int(selected) + 1),
+        curve=curve_of(store, ids["fit"]),
         select=str(_identity(store, ids["fit"]).get("variant", {}).get("recipe", {}).get("select", "")),
         mode=str(_identity(store, ids["score"]).get("mode", "")),
         warnings=tuple(str(warning) for warning in records["score"].get("warnings", ())),
@@ -454,6 +453,12 @@ def _identity(store: Store, cell_id: str) -> Mapping[str, Any]:
         return dict(store.spec(cell_id).get("identity", {}))
     except StoreError:
         return {}
+
+
+def curve_of(store: Store, fit: str) -> Curve:
+    """How a fit went, as far as its events tell."""
+    selected = (store.record(fit) or {}).get("selected_epoch")
+    return _curve(store.events(fit), None if selected is None else int(selected) + 1)
 
 
 def _curve(events: Sequence[Mapping[str, Any]], selected: int | None) -> Curve:
@@ -482,8 +487,8 @@ def _ordered(names: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 @dataclass(frozen=True, slots=True)
-class _Scores:
-    """One score cell's table: queries, their source videos, checkpoint -> metric -> (queries,)."""
+class Scores:
+    """One score cell's table: queries as JSON, their source videos, checkpoint -> metric -> (queries,) fractions."""
 
     qids: tuple[str, ...]
     sources: tuple[str, ...]
@@ -491,13 +496,14 @@ class _Scores:
     path: Path
 
     @classmethod
-    def read(cls, store: Store, run: Run) -> _Scores:
+    def read(cls, store: Store, score: str) -> Scores:
+        """The table of a finished score cell. Raises: StoreError if the file is not what its record says."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        path = store.folder(run.score) / SCORES
+        path = store.folder(score) / SCORES
         try:
-            digest = run.records["score"].get("files", {}).get(SCORES)
+            digest = (store.record(score) or {}).get("files", {}).get(SCORES)
             if digest is not None and digest_file(path) != digest:
                 raise StoreError("the scores are not those that their record describes", where=path)
             table = pq.read_table(path)
@@ -527,7 +533,7 @@ class _Scores:
         sources = [str(videos[row]) if videos[row] else f"query {qids[row]}" for row in rows[CHECKPOINTS[0]]]
         return cls(tuple(first), tuple(sources), values, path)
 
-    def like(self, queries: tuple[str, ...], label: str) -> _Scores:
+    def like(self, queries: tuple[str, ...], label: str) -> Scores:
         """The same table in this order of queries. Raises: DataError unless it holds exactly these."""
         if self.qids == queries:
             return self
@@ -542,4 +548,4 @@ class _Scores:
             )
         order = [position[qid] for qid in queries]
         values = {mark: {name: column[order] for name, column in table.items()} for mark, table in self.values.items()}
-        return _Scores(queries, tuple(self.sources[row] for row in order), values, self.path)
+        return Scores(queries, tuple(self.sources[row] for row in order), values, self.path)
