@@ -43,9 +43,7 @@ model_slots: dict[str, Slot] = {}
 loss_slots: dict[str, Slot] = {}
 
 
-def slot(
-    name: str, *, neutral: str, takes: str, gives: str, placebo: str | None = None, later: bool = False
-) -> Slot:
+def slot(name: str, *, neutral: str, takes: str, gives: str, placebo: str | None = None, later: bool = False) -> Slot:
     """Declare a model slot. Raises CardError if the name is taken."""
     if name in model_slots:
         raise CardError(f'the slot "{name}" is already declared')
@@ -79,8 +77,8 @@ def find_slot(key: str) -> Slot:
 # --- the model -------------------------------------------------------------------------------------------------------
 
 # Facts that the contract test holds components to: ``never_trained``, the beginnings of the names of parameters that no
-# gradient reaches; ``depends_on_batch``, why a sample among padded others may differ from itself alone; ``placebo``, the
-# component of the same slot with the same parameters that cannot do what this one is for; ``gives``, what losses read.
+# gradient reaches; ``depends_on_batch``, why a sample among padded others may differ from itself alone; ``placebo``,
+# the component of the slot with the same parameters that cannot do what this one is for; ``gives``, what losses read.
 
 # Sizes that several slots share; the [model] table of a card.
 model_args: dict[str, Scalar] = {"width": 256, "attention_heads": 8, "feedforward": 1024, "dropout": 0.1}
@@ -133,6 +131,19 @@ refinement.add(
     args={"dropout": 0.1},
     summary="FRA's parameters and operations with the clips in place of the words: capacity without the query",
 )
+refinement.add(
+    "fra-described",
+    "vlbench.nn.refinement:DescribedRefinement",
+    args={"dropout": 0.1},
+    summary="FRA with a correspondence map that carries the words' content and hides padding",
+    placebo="fra-described-placebo",
+)
+refinement.add(
+    "fra-described-placebo",
+    "vlbench.nn.refinement:PlaceboDescribedRefinement",
+    args={"dropout": 0.1},
+    summary="fra-described with the clips in place of the words",
+)
 
 _PAIRS = "pairs of padded clips and words are hidden in the wrong sample, as in the released code"
 
@@ -156,6 +167,34 @@ fusion.add(
     summary="bi-directional cross-modal fusion (VideoLights, as released)",
     depends_on_batch=_PAIRS,
     never_trained=("norm2",),
+    placebo="bicmf-placebo",
+)
+fusion.add(
+    "bicmf-placebo",
+    "vlbench.nn.fusion:PlaceboBiCMF",
+    args={"layers": 1},
+    summary="Bi-CMF's parameters and operations with words that attend to themselves: one direction only",
+    depends_on_batch=_PAIRS,
+    never_trained=("norm2",),
+)
+fusion.add(
+    "one-way-masked",
+    "vlbench.nn.fusion:MaskedOneWayFusion",
+    args={"layers": 2},
+    summary="one-way with the right mask: padding is hidden, and nothing of another sample",
+)
+fusion.add(
+    "bicmf-described",
+    "vlbench.nn.fusion:DescribedBiCMF",
+    args={"layers": 1},
+    summary="Bi-CMF with the right mask, a residual and a norm after every step, words carried from layer to layer",
+    placebo="bicmf-described-placebo",
+)
+fusion.add(
+    "bicmf-described-placebo",
+    "vlbench.nn.fusion:PlaceboDescribedBiCMF",
+    args={"layers": 1},
+    summary="bicmf-described with words that attend to themselves",
 )
 
 encoder = slot("encoder", neutral="transformer", takes="global and clips B 1+L D", gives="memory B 1+L D")
@@ -179,11 +218,29 @@ heads = slot(
 )
 heads.add("joint", "vlbench.nn.heads:JointHeads", summary="class and span per anchor, saliency per clip")
 
+negative = slot(
+    "negative",
+    neutral="rolled",
+    takes="the refinement, projected and refined clips B L D, words and positions B W D",
+    gives="clips B L D, words and positions B W D, mask B W",
+    later=True,
+)
+negative.add(
+    "rolled",
+    "vlbench.nn.negative:RolledNegative",
+    summary="the next sample's words beside clips refined with their own (as released)",
+)
+negative.add(
+    "refined",
+    "vlbench.nn.negative:RefinedNegative",
+    summary="clips refined with the next sample's words too; a sample that is alone has no negative pair",
+)
+
 feedback = slot(
     "feedback",
     neutral="none",
-    takes="spans B A 2, logits B A 2, projected clips B L D, clips B L D",
-    gives="saliency B L or nothing",
+    takes="saliency B L and clips B L D before the decoder; spans, logits B A 2 and projected clips B L D after it",
+    gives="what the decoder reads B L D, saliency B L or nothing",
 )
 feedback.add("none", "vlbench.nn.feedback:NoFeedback", summary="the two tasks share the encoder and nothing else")
 feedback.add(
@@ -192,6 +249,51 @@ feedback.add(
     summary="a second saliency from the best predicted moment (VideoLights, as released: MR to HD, in the loss only)",
     gives=("saliency",),
     depends_on_batch="the moment is cut out at the padded length of the batch",
+    placebo="unijfm-placebo",
+)
+feedback.add(
+    "unijfm-placebo",
+    "vlbench.nn.feedback:PlaceboUniJFM",
+    summary="Uni-JFM's parameters and operations on the middle half of the video, whatever was predicted",
+    gives=("saliency",),
+    depends_on_batch="the middle half of the video is cut out at the padded length of the batch",
+)
+feedback.add(
+    "hd-to-mr",
+    "vlbench.nn.feedback:GatedDecoder",
+    summary="predicted saliency gates what the decoder reads; no parameters",
+    placebo="hd-to-mr-placebo",
+)
+feedback.add(
+    "hd-to-mr-placebo",
+    "vlbench.nn.feedback:PlaceboGatedDecoder",
+    summary="the same gates, each on the clip half a video away",
+)
+feedback.add(
+    "mr-to-hd",
+    "vlbench.nn.feedback:SoftMoments",
+    summary="a second saliency from all predicted moments, with real lengths and gradients to the moments",
+    gives=("saliency",),
+    placebo="mr-to-hd-placebo",
+)
+feedback.add(
+    "mr-to-hd-placebo",
+    "vlbench.nn.feedback:PlaceboSoftMoments",
+    summary="mr-to-hd on the middle half of the video, whatever was predicted",
+    gives=("saliency",),
+)
+feedback.add(
+    "both",
+    "vlbench.nn.feedback:BothWays",
+    summary="hd-to-mr and mr-to-hd",
+    gives=("saliency",),
+    placebo="both-placebo",
+)
+feedback.add(
+    "both-placebo",
+    "vlbench.nn.feedback:PlaceboBothWays",
+    summary="the placebos of both ways",
+    gives=("saliency",),
 )
 
 matcher = slot("matcher", neutral="hungarian", takes="spans, logits, targets", gives="matched pairs")
@@ -234,11 +336,28 @@ loss(
     summary="matched anchors are close to the words, in a projected space",
 )
 loss(
+    "contrastive",
+    "nce-masked",
+    "vlbench.nn.losses:MaskedNCE",
+    task="mr",
+    auxiliary=True,
+    width=64,
+    temperature=0.07,
+    summary="the same with the mean of the real words",
+)
+loss(
     "alignment",
     "cosine",
     "vlbench.nn.losses:ClipTextAlignment",
     task="mr",
     summary="clips resemble the query where salient",
+)
+loss(
+    "alignment",
+    "cosine-per-sample",
+    "vlbench.nn.losses:PerSampleAlignment",
+    task="mr",
+    summary="the same without padding, a mean over samples",
 )
 loss(
     "margin",
@@ -260,7 +379,21 @@ loss(
     "negative_pair", "rejection", "vlbench.nn.losses:NegativePair", task="hd", summary="no saliency for another's query"
 )
 loss(
+    "negative_pair",
+    "softplus",
+    "vlbench.nn.losses:SoftplusRejection",
+    task="hd",
+    summary="the same quantity, finite for every score",
+)
+loss(
     "saliency_cosine", "cosine", "vlbench.nn.losses:SaliencyCosine", task="hd", summary="saliency resembles its labels"
+)
+loss(
+    "saliency_cosine",
+    "cosine-per-sample",
+    "vlbench.nn.losses:PerSampleCosine",
+    task="hd",
+    summary="the same without padding, a mean over samples",
 )
 loss(
     "task_coupled",
@@ -270,11 +403,25 @@ loss(
     summary="the saliency that feedback derives from a moment resembles the labels",
 )
 loss(
+    "task_coupled",
+    "cosine-per-sample",
+    "vlbench.nn.losses:PerSampleTaskCoupled",
+    task="hd",
+    summary="the same without padding, a mean over samples",
+)
+loss(
     "hard_saliency",
     "hard_pos_neg",
     "vlbench.nn.losses:HardPositiveNegative",
     task="hd",
     summary="squared error of normalised saliency, growing with the epoch",
+)
+loss(
+    "hard_saliency",
+    "mined",
+    "vlbench.nn.losses:MinedPositiveNegative",
+    task="hd",
+    summary="squared error of the clips that are ranked on the wrong side of a clip of the other kind",
 )
 
 # A term that reads what a slot gives: the slot, and what its component has to give (its fact ``gives``). Without it the
@@ -291,6 +438,7 @@ def feeds(component: str, loss: str) -> bool:
 def feeders(loss: str) -> list[str]:
     """The components that give what a loss term of ``loss_needs`` reads."""
     return [component for component in model_slots[loss_needs[loss][0]] if feeds(component, loss)]
+
 
 # --- training (videolights.md 5.1 to 5.3) -----------------------------------------------------------------------------
 

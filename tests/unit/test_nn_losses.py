@@ -37,6 +37,7 @@ def step(**changes: object) -> Step:
         words=torch.ones(1, 2, 3),
         clips=torch.ones(1, 4, 3),
         clip_mask=torch.tensor([[True, True, True, False]]),
+        word_mask=torch.ones(1, 2, dtype=torch.bool),
         saliency_negative=torch.zeros(1, 4),
     )
     targets = Targets(

@@ -110,7 +110,7 @@ def test_parameter_counts_of_the_released_models(
 def test_parts_have_the_released_sizes() -> None:
     with torch.device("meta"):
         model = assemble(variant(), clip_width=3586, word_width=1280, seed=0)
-    counts = {name: parameters_of(part) for name, part in model.named_children()}
+    counts = {name: parameters_of(part) for name, part in model.named_children() if parameters_of(part)}
     assert counts == {
         "clip_projection": 991_748,
         "word_projection": 396_800,

@@ -1,7 +1,8 @@
 """What training minimises: one small class per term, each a slot of its own with its own weight.
 
 Source: Moment-DETR (arXiv:2107.09609) for span, giou, label and margin; QD-DETR (arXiv:2303.13874) for rank and
-negative_pair; VideoLights (arXiv:2412.01558) for the others, all as the released code computes them.
+negative_pair; VideoLights (arXiv:2412.01558) for the others, all as the released code computes them. What the paper
+describes stands behind its released form where the two differ.
 
     paper                              here
     L_L1, L_gIoU, L_cls                SpanL1, SpanGIoU, LabelCrossEntropy
@@ -10,8 +11,11 @@ negative_pair; VideoLights (arXiv:2412.01558) for the others, all as the release
     saliency cosine similarity loss    SaliencyCosine
     task coupled loss                  TaskCoupled
     adaptive hard pos/neg loss         HardPositiveNegative
+    the same, as described             MaskedNCE, PerSampleAlignment, PerSampleCosine, PerSampleTaskCoupled,
+                                       MinedPositiveNegative, SoftplusRejection
 
-Padded clips and words are part of several terms, as in the released code, so the composition of a batch is too.
+Padded clips and words are part of several released terms, so the composition of a batch is too; none of the others
+reads padding.
 """
 
 from __future__ import annotations
@@ -220,11 +224,28 @@ class AnchorWordNCE(LayerTerm):
         anchors, words = step.outputs.anchors_projected, step.outputs.words_projected
         if anchors is None or words is None:
             raise RuntimeError("loss.contrastive needs the projections that a model computes with negative=True")
-        agreement = torch.einsum("kbac,bc->kba", anchors, words.sum(1)) / self.temperature  # K B A
+        text = self.text(words, step.outputs.word_mask)  # B C
+        agreement = torch.einsum("kbac,bc->kba", anchors, text) / self.temperature  # K B A
         foreground = step.matched.foreground(anchors.shape[2])  # K B A
         count = foreground.sum(-1)  # K B
         positive = (agreement * foreground).sum(-1) / count.clamp(min=1)  # K B
         return torch.where(count > 0, agreement.logsumexp(-1) - positive, 0).mean(1)
+
+    def text(self, words: Float[Tensor, "B W C"], mask: Bool[Tensor, "B W"]) -> Float[Tensor, "B C"]:
+        """What stands for the words of a query."""
+        return words.sum(1)
+
+
+class MaskedNCE(AnchorWordNCE):
+    """The same with the mean of the real words, so that neither padding nor the number of words counts."""
+
+    def text(self, words: Float[Tensor, "B W C"], mask: Bool[Tensor, "B W"]) -> Float[Tensor, "B C"]:
+        return real_mean(words, mask)
+
+
+def real_mean(words: Float[Tensor, "B W D"], mask: Bool[Tensor, "B W"]) -> Float[Tensor, "B D"]:
+    """The mean of the real words of every sample."""
+    return (words * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
 
 
 class ClipTextAlignment(Term):
@@ -236,6 +257,15 @@ class ClipTextAlignment(Term):
     def __call__(self, step: Step) -> Float[Tensor, ""]:
         text = step.outputs.words.mean(1, keepdim=True)  # B 1 D
         return cosine_gap(functional.cosine_similarity(text, step.outputs.clips, dim=-1), step.targets.saliency)
+
+
+class PerSampleAlignment(Term):
+    """Refined clips resemble the mean of the real words as much as they are salient; see ``mean_cosine_gap``."""
+
+    def __call__(self, step: Step) -> Float[Tensor, ""]:
+        text = real_mean(step.outputs.words, step.outputs.word_mask)[:, None]  # B 1 D
+        resemblance = functional.cosine_similarity(text, step.outputs.clips, dim=-1)  # B L
+        return mean_cosine_gap(resemblance, step.targets.saliency, step.outputs.clip_mask)
 
 
 # --- highlight detection ----------------------------------------------------------------------------------------------
@@ -258,6 +288,35 @@ def unit_rows(
 def cosine_gap(scores: Float[Tensor, "B L"], labels: Float[Tensor, "B L"]) -> Float[Tensor, ""]:
     """1 - cosine of scores and labels, added up over the batch: its weight grows with the batch size."""
     return (1 - functional.cosine_similarity(*unit_rows(scores, labels), dim=1)).sum()
+
+
+def unit_real_rows(
+    scores: Float[Tensor, "B L"], labels: Float[Tensor, "B L"], mask: Bool[Tensor, "B L"]
+) -> tuple[Float[Tensor, "B L"], Float[Tensor, "B L"]]:
+    """Scores and labels of the real clips as unit vectors per sample, scores shifted to start at 0; 0 on padding.
+
+    The shift is the minimum of the sample's own real clips. Equal scores, and labels that are all 0, give zeros.
+    """
+    least = scores.masked_fill(~mask, torch.inf).amin(1, keepdim=True)  # B 1
+    return _unit(torch.where(mask, scores - least, 0.0)), _unit(torch.where(mask, labels, 0.0))
+
+
+def _unit(rows: Float[Tensor, "B L"]) -> Float[Tensor, "B L"]:
+    """Rows of length 1, or shorter than 1 where a row is next to nothing; the gradient stays bounded there."""
+    return rows / (rows.square().sum(1, keepdim=True) + 1e-6).sqrt()
+
+
+def mean_cosine_gap(
+    scores: Float[Tensor, "B L"], labels: Float[Tensor, "B L"], mask: Bool[Tensor, "B L"]
+) -> Float[Tensor, ""]:
+    """1 - cosine of scores and labels over the real clips, averaged over the samples that have a label above 0.
+
+    Each sample counts alone and the batch size does not; 0 if no sample has a label.
+    """
+    ours, wanted = unit_real_rows(scores, labels, mask)
+    labelled = (wanted > 0).any(1)  # B
+    gap = (1 - (ours * wanted).sum(1)) * labelled  # B
+    return gap.sum() / labelled.sum().clamp(min=1)
 
 
 def negative_scores(step: Step) -> Float[Tensor, "B L"]:
@@ -317,6 +376,14 @@ class NegativePair(Term):
         return (step.outputs.clip_mask * surprise).sum(1).mean()
 
 
+class SoftplusRejection(Term):
+    """No clip is salient for another sample's query: the same quantity as softplus, finite for every score."""
+
+    def __call__(self, step: Step) -> Float[Tensor, ""]:
+        surprise = functional.softplus(negative_scores(step))  # B L
+        return (step.outputs.clip_mask * surprise).sum(1).mean()
+
+
 class SaliencyCosine(Term):
     """Saliency resembles its labels; see ``cosine_gap``."""
 
@@ -324,19 +391,35 @@ class SaliencyCosine(Term):
         return cosine_gap(step.outputs.saliency, step.targets.saliency)
 
 
-class TaskCoupled(Term):
-    """The saliency that feedback derives from a moment resembles the labels; see ``cosine_gap``.
-
-    Raises CardError if the model has no feedback.
-    """
+class PerSampleCosine(Term):
+    """Saliency resembles its labels, each sample on its own; see ``mean_cosine_gap``."""
 
     def __call__(self, step: Step) -> Float[Tensor, ""]:
-        if step.outputs.saliency_feedback is None:
-            raise CardError(
-                "loss.task_coupled has nothing to read: this model gives no saliency from its feedback",
-                hint='set model.feedback.use = "unijfm", or loss.task_coupled.use = "none"',
-            )
-        return cosine_gap(step.outputs.saliency_feedback, step.targets.saliency)
+        return mean_cosine_gap(step.outputs.saliency, step.targets.saliency, step.outputs.clip_mask)
+
+
+def feedback_scores(step: Step) -> Float[Tensor, "B L"]:
+    """The saliency that feedback derives from the moments. Raises CardError if the model has none."""
+    if step.outputs.saliency_feedback is None:
+        raise CardError(
+            "loss.task_coupled has nothing to read: this model gives no saliency from its feedback",
+            hint='set model.feedback.use = "unijfm", or loss.task_coupled.use = "none"',
+        )
+    return step.outputs.saliency_feedback
+
+
+class TaskCoupled(Term):
+    """The saliency that feedback derives from a moment resembles the labels; see ``cosine_gap``."""
+
+    def __call__(self, step: Step) -> Float[Tensor, ""]:
+        return cosine_gap(feedback_scores(step), step.targets.saliency)
+
+
+class PerSampleTaskCoupled(Term):
+    """The saliency that feedback derives from moments resembles the labels; see ``mean_cosine_gap``."""
+
+    def __call__(self, step: Step) -> Float[Tensor, ""]:
+        return mean_cosine_gap(feedback_scores(step), step.targets.saliency, step.outputs.clip_mask)
 
 
 class HardPositiveNegative(Term):
@@ -354,3 +437,29 @@ class HardPositiveNegative(Term):
         error = (labels - scores).square()  # B L
         parts = ((error * (1 - step.targets.salient)).mean(), (error * step.targets.salient).mean())
         return (step.epoch + 1) * torch.stack(parts)
+
+
+class MinedPositiveNegative(Term):
+    """Squared error of saliency against labels, as unit vectors per sample, of the hard clips alone.
+
+    A salient clip is hard if a clip that is not salient scores at least as high; a clip that is not salient is hard if
+    a salient one scores no higher. The mean over the real clips of a sample, then over the samples; the same in every
+    epoch. 0 where the ranking is perfect.
+    """
+
+    def __call__(self, step: Step) -> Float[Tensor, ""]:
+        mask = step.outputs.clip_mask
+        scores, labels = unit_real_rows(step.outputs.saliency, step.targets.saliency, mask)
+        hard = self.hard(step.outputs.saliency, step.targets.salient > 0, mask)
+        error = (labels - scores).square() * hard  # B L
+        return (error.sum(1) / mask.sum(1)).mean()
+
+    def hard(
+        self, scores: Float[Tensor, "B L"], salient: Bool[Tensor, "B L"], mask: Bool[Tensor, "B L"]
+    ) -> Bool[Tensor, "B L"]:
+        """The clips that are on the wrong side of some clip of the other kind."""
+        with torch.no_grad():
+            salient, dull = salient & mask, ~salient & mask
+            best_dull = scores.masked_fill(~dull, -torch.inf).amax(1, keepdim=True)  # B 1
+            worst_salient = scores.masked_fill(~salient, torch.inf).amin(1, keepdim=True)  # B 1
+            return (salient & (scores <= best_dull)) | (dull & (scores >= worst_salient))

@@ -11,7 +11,9 @@ from torch import Tensor, nn
 
 from vlbench.cards.kinds import Variant
 from vlbench.catalog import find_slot
+from vlbench.nn.feedback import Feedback
 from vlbench.nn.heads import ContrastiveProjections
+from vlbench.nn.negative import RolledNegative
 from vlbench.nn.position import GlobalToken, clip_positions
 from vlbench.nn.shapes import Bool, Float, Int, Sizes
 from vlbench.streams import seed_for
@@ -74,7 +76,8 @@ class Outputs(_Tensors):
     """What a model says about a batch; of the K decoder layers the last is the prediction.
 
     spans_cw: (centre, width) in (0, 1). logits: foreground, background. saliency: per clip, meaningless on padding;
-    saliency_negative: the same under the next sample's query; saliency_feedback: from the best moment.
+    saliency_negative: the same under the next sample's query, NO_PAIR where a batch has none;
+    saliency_feedback: from the predicted moments.
     anchors_projected, words_projected, clips_projected: unit vectors of the contrastive space, None without that loss.
     words: after projection. clips: after refinement. None where the model was called with negative=False, or where the
     variant has no such part.
@@ -86,6 +89,7 @@ class Outputs(_Tensors):
     words: Float[Tensor, "B W D"]
     clips: Float[Tensor, "B L D"]
     clip_mask: Bool[Tensor, "B L"]
+    word_mask: Bool[Tensor, "B W"]
     saliency_negative: Float[Tensor, "B L"] | None = None
     saliency_feedback: Float[Tensor, "B L"] | None = None
     anchors_projected: Float[Tensor, "K B A C"] | None = None
@@ -99,10 +103,19 @@ class Outputs(_Tensors):
 
 # --- the model --------------------------------------------------------------------------------------------------------
 
+# Saliency of a negative pair that does not exist: as far below every real score as to weigh nothing in any loss.
+NO_PAIR = -1000.0
+
+
+class Handover(nn.Identity):
+    """Where one head's answer is handed to the other: a name to hang a hook on, and nothing else."""
+
 
 class VideoMomentModel(nn.Module):
     """Projection, refinement, fusion, encoder, decoder, heads, feedback: every part a component of its slot.
 
+    What one task tells the other passes one of two places, whatever the feedback makes of it: ``saliency_handed`` (B L)
+    before the decoder, ``spans_handed`` (B A 2, centre and width) after it.
     contrast: the projections of the contrastive loss, or None where the variant has no such loss.
     """
 
@@ -118,7 +131,8 @@ class VideoMomentModel(nn.Module):
         encoder: nn.Module,
         decoder: nn.Module,
         heads: nn.Module,
-        feedback: nn.Module,
+        negative: RolledNegative,
+        feedback: Feedback,
         contrast: nn.Module | None,
     ) -> None:
         super().__init__()
@@ -126,7 +140,8 @@ class VideoMomentModel(nn.Module):
         self.word_position, self.refinement, self.token = word_position, refinement, token
         self.fusion, self.encoder, self.decoder = fusion, encoder, decoder
         self.heads: Any = heads
-        self.feedback, self.contrast = feedback, contrast
+        self.negative, self.feedback, self.contrast = negative, feedback, contrast
+        self.saliency_handed, self.spans_handed = Handover(), Handover()
 
     def forward(self, inputs: Inputs, *, negative: bool = True) -> Outputs:
         """negative: also compute what only losses read, foremost every video under the next sample's query."""
@@ -138,23 +153,29 @@ class VideoMomentModel(nn.Module):
         clips = self.refinement(projected, words, clip_mask, word_mask)  # B L D
 
         batches = [(clips, words, positions, word_positions, clip_mask, word_mask)]
-        if negative:  # as released: the next sample's words, but clips refined with their own, and word positions too
-            other = (words.roll(-1, 0), positions, word_positions, clip_mask, word_mask.roll(-1, 0))
-            batches.append((clips, *other))
+        if negative and len(clips) >= self.negative.least:
+            pair = self.negative(self.refinement, projected, clips, words, word_positions, clip_mask, word_mask)
+            batches.append((pair.clips, pair.words, positions, pair.word_positions, clip_mask, pair.word_mask))
         (token, memory), *rest = self._understand(batches)  # B D, B L D
-        states, references = self.decoder(memory, positions, clip_mask)  # K B A D, K B A 2
+        read, saliency = memory, None
+        if self.feedback.guides:
+            saliency = self.heads.saliency(memory, token)  # B L
+            read = self.feedback.guide(memory, self.saliency_handed(saliency), clip_mask)  # B L D
+        states, references = self.decoder(read, positions, clip_mask)  # K B A D, K B A 2
         spans_cw, logits = self.heads.moments(states, references)  # K B A 2, K B A 2
-        saliency = self.heads.saliency(memory, token)  # B L
-        outputs = Outputs(spans_cw, logits, saliency, words, clips, clip_mask)
+        if saliency is None:  # only now, so that gradients of the memory add up in the order of the released code
+            saliency = self.heads.saliency(memory, token)  # B L
+        outputs = Outputs(spans_cw, logits, saliency, words, clips, clip_mask, word_mask)
         if not negative:
             return outputs
 
-        [(token, unrelated)] = rest
         contrast = (None, None, None) if self.contrast is None else self.contrast(states, words, memory)
+        unrelated = [self.heads.saliency(clips, token) for token, clips in rest]  # one or none
+        spans_handed = self.spans_handed(spans_cw[-1])  # B A 2
         return replace(
             outputs,
-            saliency_negative=self.heads.saliency(unrelated, token),
-            saliency_feedback=self.feedback(spans_cw[-1], logits[-1], projected, memory),
+            saliency_negative=unrelated[0] if unrelated else torch.full_like(saliency, NO_PAIR),
+            saliency_feedback=self.feedback(spans_handed, logits[-1], projected, memory, clip_mask),
             anchors_projected=contrast[0],
             words_projected=contrast[1],
             clips_projected=contrast[2],
@@ -208,7 +229,8 @@ def assemble(
         encoder=build("encoder", "encoder"),
         decoder=build("decoder", "decoder"),
         heads=build("heads", "heads"),
-        feedback=build("feedback", "feedback"),
+        negative=build("negative", "negative"),  # type: ignore[arg-type]
+        feedback=build("feedback", "feedback"),  # type: ignore[arg-type]
         contrast=None
         if contrast_width is None
         else _initialised(lambda: ContrastiveProjections(sizes, width=int(contrast_width)), seed, "contrast"),

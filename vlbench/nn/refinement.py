@@ -7,6 +7,8 @@ Source: VideoLights (arXiv:2412.01558), section "feature refinement and alignmen
     similarity matrix          ``similarity``, cosine of a clip and the sentence, spread over D by ``similarity_row``
     correspondence map         ``correspondence_row``, see FeatureRefinement
     feature aggregation        ``mixer``
+
+The released code is ``FeatureRefinement``; ``DescribedRefinement`` has a correspondence map that carries content.
 """
 
 from __future__ import annotations
@@ -78,6 +80,12 @@ class FeatureRefinement(nn.Module):
         self.mixer = nn.Linear(4 * D, D)
         self.dropout = Dropout(probability(dropout, "model.refinement.dropout"))
 
+    def correspondence(
+        self, clips: Float[Tensor, "B L D"], words: Float[Tensor, "B W D"], word_mask: Bool[Tensor, "B W"]
+    ) -> Float[Tensor, "B L D"]:
+        """The part of the mixture that a clip gets from the words one by one."""
+        return self.correspondence_row().expand_as(clips)
+
     def correspondence_row(self) -> Float[Tensor, " D"]:
         """What the released correspondence map is for every clip of every sample."""
         return (self.correspondence_word @ self.correspondence_clip).squeeze(0)
@@ -95,11 +103,51 @@ class FeatureRefinement(nn.Module):
             clips,
             similarity[..., None] * self.similarity_row.squeeze(-1),
             sentence[:, None].expand_as(clips),
-            self.correspondence_row().expand_as(clips),
+            self.correspondence(clips, words, word_mask),
         )
         mixed = self.mixer(torch.cat([self.dropout(part) for part in parts], dim=-1))  # B L D
         refined: Tensor = self.dropout(mixed.relu())
         return refined
+
+
+class DescribedRefinement(FeatureRefinement):
+    """FRA with a correspondence map that says which words a clip corresponds to, and what they are.
+
+    Every clip attends to the real words; what it finds, scaled channel by channel, is the fourth part. The parameters
+    are FRA's. A padded clip has no similarity, and zeros for its refined row.
+    """
+
+    def correspondence(
+        self, clips: Float[Tensor, "B L D"], words: Float[Tensor, "B W D"], word_mask: Bool[Tensor, "B W"]
+    ) -> Float[Tensor, "B L D"]:
+        agreement = torch.einsum("bld,bwd->blw", clips, words)  # B L W
+        attention = masked_softmax(agreement, word_mask[:, None].expand_as(agreement))  # B L W, over words
+        found = torch.einsum("blw,bwd->bld", attention, words)
+        return found * self.correspondence_row()
+
+    def forward(
+        self,
+        clips: Float[Tensor, "B L D"],
+        words: Float[Tensor, "B W D"],
+        clip_mask: Bool[Tensor, "B L"],
+        word_mask: Bool[Tensor, "B W"],
+    ) -> Float[Tensor, "B L D"]:
+        real = clip_mask[..., None]
+        refined: Tensor = super().forward(clips * real, words, torch.ones_like(clip_mask), word_mask)
+        return refined * real
+
+
+class PlaceboDescribedRefinement(DescribedRefinement):
+    """The same with the clips in place of the words."""
+
+    def forward(
+        self,
+        clips: Float[Tensor, "B L D"],
+        words: Float[Tensor, "B W D"],
+        clip_mask: Bool[Tensor, "B L"],
+        word_mask: Bool[Tensor, "B W"],
+    ) -> Float[Tensor, "B L D"]:
+        return super().forward(clips, clips, clip_mask, clip_mask)
 
 
 class PlaceboRefinement(FeatureRefinement):

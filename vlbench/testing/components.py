@@ -2,8 +2,9 @@
 
 What is checked of a component: it gives the shapes of its slot; what it gives is finite and in evaluation repeatable;
 a sample is the same in any batch, and the same alone as among longer ones; every parameter gets a gradient; the neutral
-``none`` of a slot adds nothing. Exceptions are facts of the registration, with a reason, and are checked as well: what
-is declared has to be so. Of a loss term: a finite value and finite gradients with and without anything to find.
+``none`` of a slot adds nothing; a placebo has exactly the parameters of its component. Exceptions are facts of the
+registration, with a reason, and are checked as well: what is declared has to be so. Of a loss term: a finite value and
+finite gradients with and without anything to find.
 """
 
 from __future__ import annotations
@@ -137,8 +138,11 @@ def _heads(part: Any, x: Example) -> Given:
 
 
 def _feedback(part: Any, x: Example) -> Given:
-    scores = part(x.spans_cw[-1], x.logits[-1], x.projected, x.clips)
-    return {} if scores is None else {"clips.saliency": scores}
+    scores = part(x.spans_cw[-1], x.logits[-1], x.projected, x.clips, x.clip_mask)
+    given = {} if scores is None else {"clips.saliency": scores}
+    if part.guides:
+        given["clips.read"] = part.guide(x.clips, x.clips[..., 0], x.clip_mask)
+    return given
 
 
 CALLS: dict[str, Callable[[Any, Example], Given]] = {
@@ -162,7 +166,12 @@ def _shapes(slot: str, x: Example, entry: Entry) -> dict[str, tuple[int, ...]]:
         pairs = (LAYERS, B, ANCHORS, 2)
         return {"layers.spans": pairs, "layers.logits": pairs, "clips.saliency": (B, L)}
     if slot == "feedback":
-        return {"clips.saliency": (B, L)}
+        wanted: dict[str, tuple[int, ...]] = {}
+        if "saliency" in entry.facts.get("gives", ()):
+            wanted["clips.saliency"] = (B, L)
+        if entry.load().guides:
+            wanted["clips.read"] = (B, L, D)
+        return wanted
     return {"words": (B, W, D)} if slot == "word_position" else {"clips": (B, L, D)}
 
 
@@ -181,6 +190,8 @@ def check_component(key: str, name: str, *, args: Mapping[str, Scalar] | None = 
         problems = list(_loss_problems(entry))
     elif key == "matcher":
         problems = list(_matcher_problems(entry))
+    elif key == "negative":
+        problems = list(_negative_problems(entry))
     elif key in CALLS:
         problems = list(_component_problems(key, entry))
     else:
@@ -211,12 +222,16 @@ def _component_problems(key: str, entry: Entry) -> Iterator[str]:
             yield "it gives nothing but has parameters"
         return
     yield from _shape_problems(given, _shapes(key, x, entry))
+    if key == "feedback" and "saliency" not in entry.facts.get("gives", ()) and "clips.saliency" in given:
+        yield "it gives a saliency without declaring it (gives)"
     yield from (f"{what} is not finite" for what, value in given.items() if not bool(value.isfinite().all()))
     yield from (f"{what} is not repeatable in evaluation" for what in given if not given[what].equal(again[what]))
     if entry.name == "none":
         yield from _neutral_problems(key, part, given, x)
         return
 
+    if (placebo := entry.facts.get("placebo")) is not None:
+        yield from _placebo_problems(key, entry, placebo)
     full = x.without_padding()
     if apart := _apart(call(part, full), [call(part, full.sample(b)) for b in range(len(CLIPS))], full):
         yield f"a sample depends on the others in a batch without padding ({apart})"
@@ -243,6 +258,25 @@ def _stacking_problems(part: Any, x: Example) -> Iterator[str]:
         together = part(*map(torch.cat, zip(*pairs, strict=True)), batches=2)
     if together.shape != apart.shape or not torch.allclose(together, apart, atol=1e-5):
         yield "two batches given together differ from the same two given apart"
+
+
+def _placebo_problems(key: str, entry: Entry, placebo: str) -> Iterator[str]:
+    """A placebo takes the same arguments, has exactly the same parameters, and says something else."""
+    if placebo not in find_slot(key):
+        yield f'its placebo "{placebo}" is not a component of the slot'
+        return
+    other = find_slot(key)[placebo]
+    if dict(other.args).keys() != dict(entry.args).keys():
+        yield f"its placebo takes {sorted(other.args)}, not {sorted(entry.args)}"
+        return
+    part, blank, x = built(key, entry), built(key, replace(other, args=entry.args)), example()
+    ours, theirs = ({name: tuple(p.shape) for name, p in side.named_parameters()} for side in (part, blank))
+    if ours != theirs:
+        yield f"its placebo has other parameters: {dict(ours.items() ^ theirs.items())}"
+    with torch.no_grad():
+        given, blank_given = CALLS[key](part.eval(), x), CALLS[key](blank.eval(), x)
+    if given.keys() != blank_given.keys() or all(given[what].equal(blank_given[what]) for what in given):
+        yield "its placebo gives other things, or the same numbers"
 
 
 def _shape_problems(given: Given, wanted: Mapping[str, tuple[int, ...]]) -> Iterator[str]:
@@ -285,8 +319,7 @@ def _gradient_problems(key: str, part: nn.Module, entry: Entry, x: Example) -> I
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(1)
         given = CALLS[key](part, x)
-    if not any(value.requires_grad for value in given.values()):
-        given = {}
+    given = {what: value for what, value in given.items() if value.requires_grad}
     weights = torch.Generator().manual_seed(2)
     for value in given.values():  # a plain sum would cancel in a norm or a softmax
         (value * torch.randn(value.shape, generator=weights)).sum().backward(retain_graph=True)  # type: ignore[no-untyped-call]
@@ -326,6 +359,33 @@ def _matcher_problems(entry: Entry) -> Iterator[str]:
     anchor, _ = matcher(spans_cw, logits, x.targets_cw, x.target_mask)
     if not bool((anchor[:, :2, 0] == 3).all()):
         yield "an anchor that predicts a moment exactly does not answer for it"
+
+
+class _Recorder(nn.Module):
+    """A refinement that says which words it was given: the clips plus the mean of the real words."""
+
+    def forward(self, clips: Tensor, words: Tensor, clip_mask: Tensor, word_mask: Tensor) -> Tensor:
+        real = (words * word_mask[..., None]).sum(1) / word_mask.sum(1, keepdim=True)
+        return clips + real[:, None]
+
+
+def _negative_problems(entry: Entry) -> Iterator[str]:
+    x, part, refinement = example(), built("negative", entry), _Recorder()
+    if any(True for _ in part.parameters()):
+        yield "it has parameters, which no loss of a model without negative pairs would reach"
+    masks = (x.clip_mask, x.word_mask)
+    refined = refinement(x.projected, x.words, *masks)
+    pair = part(refinement, x.projected, refined, x.words, x.word_positions, *masks)
+    shapes = (x.clips.shape, x.words.shape, x.word_positions.shape, x.word_mask.shape)
+    if tuple(value.shape for value in pair) != shapes:
+        yield f"the pair has shapes {[tuple(value.shape) for value in pair]}, not {[tuple(shape) for shape in shapes]}"
+        return
+    for b in range(len(CLIPS)):
+        own = pair.word_mask[b].equal(x.word_mask[b]) and pair.words[b].equal(x.words[b])
+        if own:
+            yield f"sample {b} keeps its own query"
+    if int(part.least) < 1:  # type: ignore[arg-type]
+        yield f"least is {part.least}, but a batch has at least one sample"
 
 
 def _loss_problems(entry: Entry) -> Iterator[str]:
@@ -368,6 +428,7 @@ def steps() -> dict[str, Step]:
         words=leaf(B, W, SIZES.width),
         clips=leaf(B, L, SIZES.width),
         clip_mask=x.clip_mask,
+        word_mask=x.word_mask,
         saliency_negative=leaf(B, L),
         saliency_feedback=leaf(B, L),
         anchors_projected=functional.normalize(leaf(LAYERS, B, ANCHORS, C), dim=-1).detach().requires_grad_(),
