@@ -21,6 +21,7 @@ _COMMANDS = {
     "ablate": "vlbench.cli.ablate:ablate",
     "report": "vlbench.cli.report:report",
     "score": "vlbench.cli.score:score",
+    "compare": "vlbench.cli.compare:compare",
     "runs": "vlbench.cli.runs:runs",
 }
 
