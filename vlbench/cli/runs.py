@@ -1,4 +1,4 @@
-"""``vlbench runs``: the cells of the store."""
+"""``vlbench runs``: the cells of the store, and how often they looked at a reporting split."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ import click
     epilog="""\b
 Examples:
   vlbench runs list
+  vlbench runs ledger
   vlbench runs publish
 """
 )
 def runs() -> None:
-    """List the cells of the store, show one, publish them to MLflow."""
+    """List the cells of the store, show one, count looks at reporting splits, publish to MLflow."""
 
 
 @runs.command("list")
@@ -60,6 +61,43 @@ def show(cell: str) -> None:
         "folder": str(store.folder(found[0])),
     }
     click.echo(json.dumps(parts, indent=1))
+
+
+@runs.command(
+    "ledger",
+    epilog="""\b
+Examples:
+  vlbench runs ledger
+  vlbench runs ledger --json
+""",
+)
+@click.option("--json", "as_json", is_flag=True, help="The counts and every scoring as one JSON object.")
+def ledger(as_json: bool) -> None:
+    """Count how often each reporting split was looked at, by whom and since when.
+
+    A look is one epoch's weights scored on the split. The more looks a choice has seen, the less the split can still
+    tell: reports name the number of looks behind every kind of checkpoint.
+    """
+    import json
+    from dataclasses import asdict
+
+    from vlbench.report.words import counted
+    from vlbench.runs.looks import tally
+    from vlbench.runs.store import Store
+    from vlbench.workspace import find
+
+    lines = Store(find().store).ledger()
+    found = tally(lines)
+    if as_json:
+        click.echo(json.dumps({"splits": [asdict(one) for one in found], "scorings": lines}, indent=1))
+        return
+    if not found:
+        click.echo("no reporting split was looked at")
+    for one in found:
+        fits = f"{counted(one.fits, 'fit')} of {counted(one.variants, 'variant')}"
+        click.echo(f"{one.dataset} · {one.split}")
+        click.echo(f"  {counted(one.looks, 'look')} in {counted(one.scorings, 'scoring')} of {fits}")
+        click.echo(f"  since {one.since}" + ("" if one.latest == one.since else f", latest {one.latest}"))
 
 
 @runs.command("publish")
