@@ -70,12 +70,14 @@ def build_store(
     oddities: Mapping[tuple[str, int], Sequence[Mapping[str, Any]]] | None = None,
     parameters: Mapping[str, int] | None = None,
     selected: int = 3,
+    extra: Mapping[str, Any] | None = None,
 ) -> Store:
     """Write plan.json and every cell's files. Arms in order, the first is the baseline; seeds 0, 1, ...
 
     skip: (arm, seed) without any file. failed: (arm, seed) -> cause. The last epoch's scores are the selected ones
     plus ``last_shift`` in the baseline only. oddities: (arm, seed) -> what its score warns of, added to ``warnings``;
     None: records as they were before warnings had values. selected: the epoch that was kept, from 0 to 5.
+    extra: more keys of the plan.
     """
     store = Store(root)
     failed = failed or {}
@@ -114,6 +116,7 @@ def build_store(
         "study": study, "kind": "ablation", "question": question, "component": component, "adds": adds,
         "dataset": "toy", "split": "report: val", "primary": list(primary), "margin": margin,
         "seeds": list(range(seeds)), "notes": list(notes), "arms": entries,
+        **(extra or {}),
     }  # fmt: skip
     store.save_plan(study, plan)
     return store

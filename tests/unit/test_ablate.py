@@ -30,8 +30,15 @@ def base():
     [
         ("fra", False, [["model.refinement.use: fra -> none"], ["model.refinement.use: fra -> placebo"]]),
         ("refinement", False, [["model.refinement.use: fra -> none"], ["model.refinement.use: fra -> placebo"]]),
-        ("bicmf", False, [["model.fusion.use: bicmf -> one-way"]]),
-        ("unijfm", False, [["model.feedback.use: unijfm -> none", "loss.task_coupled.use: cosine -> none"]]),
+        ("bicmf", False, [["model.fusion.use: bicmf -> one-way"], ["model.fusion.use: bicmf -> bicmf-placebo"]]),
+        (
+            "unijfm",
+            False,
+            [
+                ["model.feedback.use: unijfm -> none", "loss.task_coupled.use: cosine -> none"],
+                ["model.feedback.use: unijfm -> unijfm-placebo"],
+            ],
+        ),
         ("hard_saliency", False, [["loss.hard_saliency.use: hard_pos_neg -> none"]]),
         ("loss.alignment", False, [["loss.alignment.use: cosine -> none"]]),
         ("learned", True, [["model.word_position.use: idle -> learned"]]),

@@ -82,6 +82,7 @@ class Arm:
     edits: tuple[Edit, ...] = ()
 
 
+DesignKind = Literal["one-out", "one-in", "factorial", "fractional"]
 ClaimKind = Literal["arm", "main", "interaction", "one-out", "one-in", "shapley", "total"]
 
 
@@ -122,7 +123,7 @@ class Design:
     cells: one digit per factor, "101" for the first and third present -> the arm that is this cell.
     """
 
-    kind: Literal["one-out", "one-in", "factorial", "fractional"]
+    kind: DesignKind
     factors: tuple[Factor, ...]
     cells: Mapping[str, str]
 
@@ -139,9 +140,11 @@ class ArmCard:
 
 @dataclass(frozen=True, slots=True)
 class Ablation:
-    """A question about a component: one card in ``ablations/``, or derived from the component's slot.
+    """A question about a component, or several: one card in ``ablations/``, or derived from the component's slot.
 
-    hypothesis: what its author expects, written down before any number; empty where nobody did.
+    title: the component as people write it, such as Bi-CMF. hypothesis: what its author expects, written down before
+    any number; empty where nobody did. components, design: of a card that crosses several components, which has no arms
+    of its own.
     """
 
     name: str
@@ -154,6 +157,9 @@ class Ablation:
     primary: tuple[str, ...] = ("mr-map", "hd-map")
     margin: float = 0.5  # points; inside it a difference counts as negligible
     hypothesis: str = ""
+    title: str = ""
+    components: tuple[str, ...] = ()
+    design: DesignKind | None = None
 
 
 def _shown(value: Scalar | None) -> str:

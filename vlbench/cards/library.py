@@ -9,7 +9,7 @@ from typing import Literal
 from pydantic import Field
 
 from vlbench import catalog
-from vlbench.cards.kinds import Ablation, ArmCard, Variant
+from vlbench.cards.kinds import Ablation, ArmCard, DesignKind, Variant
 from vlbench.cards.published import reported_of
 from vlbench.cards.read import Schema, line_of, load_toml, validate
 from vlbench.cards.resolve import resolve
@@ -27,9 +27,12 @@ class ArmTable(Schema):
 
 
 class AblationCard(Schema):
-    """A card in ``ablations/``."""
+    """A card in ``ablations/``: one component with its arms, or several components with a design."""
 
-    component: str
+    component: str = ""
+    components: list[str] = []
+    design: DesignKind = "factorial"
+    title: str = ""
     question: str
     hypothesis: str = ""
     variants: list[str] = Field(min_length=1)
@@ -38,7 +41,7 @@ class AblationCard(Schema):
     primary: list[str] = Field(default=["mr-map", "hd-map"], min_length=1)
     margin: float = Field(default=0.5, gt=0)
     tuning: Literal["inherit"] = "inherit"
-    arm: list[ArmTable] = Field(min_length=1)
+    arm: list[ArmTable] = []
 
 
 def builtin_root() -> Path:
@@ -71,6 +74,11 @@ def load_ablation(name: str, root: Path) -> Ablation:
     path = _find("ablations", "ablation", name, root, None)
     table, text = load_toml(path)
     card = validate(AblationCard, table, path, text)
+    if bool(card.component and card.arm) == bool(card.components):
+        raise CardError(
+            "an ablation card has a component with [[arm]] tables, or components with a design",
+            where=f"{path}:{line_of(text, ['components']) or line_of(text, ['component']) or 1}",
+        )
     for metric in card.primary:
         if metric not in catalog.metrics:
             raise CardError(
@@ -84,7 +92,10 @@ def load_ablation(name: str, root: Path) -> Ablation:
     )
     return Ablation(
         name=path.stem,
-        component=card.component,
+        component=card.component or ", ".join(card.components),
+        title=card.title,
+        components=tuple(card.components),
+        design=card.design if card.components else None,
         question=card.question,
         hypothesis=card.hypothesis,
         arms=arms,

@@ -28,12 +28,39 @@ Examples:
   vlbench ablate --component slowfast --seeds 5
   vlbench ablate --component noise --seeds 3 --set train.epochs=6
   vlbench ablate --component alignment --variant videolights_quick --jobs 2
+  vlbench ablate --component fra --component bicmf --component unijfm --design factorial --dry-run
+  vlbench ablate --component fra --component noise --design one-out --seeds 2 --dry-run
+  vlbench ablate --component fra --until-decided --max-seeds 10 --dry-run
 """,
 )
-@click.option("--component", metavar="NAME", help="A component, loss term or encoder; see vlbench list.")
+@click.option(
+    "--component",
+    "components",
+    multiple=True,
+    metavar="NAME",
+    help="A component, loss term, encoder or ablation card; see vlbench list. Several make a design.",
+)
+@click.option(
+    "--design",
+    type=click.Choice(["one-out", "one-in", "factorial", "fractional"]),
+    help="How several components are crossed. [default: factorial up to 3, fractional above]",
+)
 @click.option("--variant", metavar="NAME", help="The variant to edit. [default: the ablation card's]")
 @options.what
 @click.option("--seeds", type=click.IntRange(min=1), help="Replicates per arm. [default: the ablation card's]")
+@click.option(
+    "--until-decided",
+    is_flag=True,
+    help="Add seeds at looks declared beforehand (5, 10, 20) and stop when every primary difference is decided.",
+)
+@click.option("--max-seeds", type=click.IntRange(min=2), help="The last look of --until-decided. [default: 20]")
+@click.option(
+    "--equivalence-margin",
+    "margin",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="POINTS",
+    help="Differences inside it do not matter; set it before the runs. [default: the card's, 0.5]",
+)
 @options.how
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), default=Path("reports"), show_default=True)
 @click.option("--dry-run", is_flag=True, help="Print the plan and stop.")
@@ -41,13 +68,17 @@ Examples:
 @click.option("--allow-missing", is_flag=True, help="Report with holes, and print them in every table.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object on stdout.")
 def ablate(
-    component: str | None,
+    components: tuple[str, ...],
+    design: str | None,
     variant: str | None,
     dataset: str | None,
     features: str | None,
     settings: tuple[str, ...],
     precision: str | None,
     seeds: int | None,
+    until_decided: bool,
+    max_seeds: int | None,
+    margin: float | None,
     **how: Any,
 ) -> int:
     """Ask whether a component helps: train what is missing, test, print the verdict and write the report.
@@ -55,85 +86,156 @@ def ablate(
     The baseline is the variant as its card states it. Every arm is an edit of it that is printed before anything runs;
     arms of one seed share the order of batches and the initial weights of every module they have in common.
 
+    Several components are crossed: one-out takes each alone out of the full model (with a placebo of equal size where
+    there is one), one-in puts each alone into the empty model, factorial runs every combination and gives main effects,
+    interactions and Shapley values, fractional runs a part of them.
+
     Exit status: 0 complete, 1 some cells failed, 2 a mistake in what was asked, 130 interrupted.
     """
-    if component is None:
+    if not components:
         raise click.UsageError("--component is missing: which one? See vlbench list components, losses or encoders.")
+    if until_decided and seeds is not None:
+        raise click.UsageError("--until-decided chooses the number of seeds: use --max-seeds instead of --seeds.")
+    if max_seeds is not None and not until_decided:
+        raise click.UsageError("--max-seeds belongs to --until-decided.")
     from vlbench.report.words import counted
     from vlbench.runs.store import Store
     from vlbench.workspace import find
 
     workspace = find()
     store = Store(workspace.store)
-    plan = _plan(component, variant, dataset, features, settings, precision, seeds, workspace, store)
-    heading = f"ablate {component} · {plan.arms[0].variant.name} · {plan.dataset} · {counted(len(plan.seeds), 'seed')}"
-    return _conduct(plan, heading, store, workspace.root, How(**how))
+    asked = Asked(components, design, variant, dataset, features, settings, precision, margin)
+    choices = Choices.of(asked, workspace)
+    run = How(**how)
+    looks = _looks(max_seeds or LOOKS[-1]) if until_decided else ()
+    status = 0
+    for number in looks or (seeds or choices.question.ablation.seeds,):
+        plan = choices.plan(number, looks, store)
+        heading = (
+            f"ablate {', '.join(components)} · {plan.arms[0].variant.name} · {plan.dataset} · "
+            f"{counted(len(plan.seeds), 'seed')}"
+        )
+        if looks:
+            heading += f" (look {looks.index(number) + 1} of {len(looks)})"
+        status, decided = _conduct(plan, heading, store, workspace.root, run)
+        if status or decided or run.dry_run:
+            break
+    return status
 
 
-def _plan(
-    component: str,
-    variant: str | None,
-    dataset_name: str | None,
-    features: str | None,
-    settings: tuple[str, ...],
-    precision: str | None,
-    seeds: int | None,
-    workspace: Any,
-    store: Store,
-) -> Plan:
-    from vlbench.canon import digest
-    from vlbench.cards.library import load_variant
-    from vlbench.cards.resolve import edit
-    from vlbench.data.base import open_dataset, parse_features
-    from vlbench.studies import ablate as study
-    from vlbench.studies.plan import make_plan
+LOOKS = (5, 10, 20)  # seeds per arm; statistics of the spending are in vlbench.stats.sequential
 
-    card = study.find(component, workspace.root)
-    variant_name = variant or (card.variants[0] if card else options.DEFAULT_VARIANT)
-    dataset_name = dataset_name or (card.dataset if card and card.dataset else options.DEFAULT_DATASET)
-    base = load_variant(variant_name, workspace.root)
-    dataset = open_dataset(dataset_name, workspace)
-    changes = options.parse_settings(settings, precision)
-    notes = []
-    if changes:
-        base = edit(base, changes, origin="--set").variant
-        notes += [f"in every arm: {key} = {value}" for key, value in changes.items()]
-    wanted = parse_features(features, "--features") if features else None
-    base, note = study.fitting_features(base, dataset, wanted)
-    notes += [note] if note else []
-    question = study.ask(component, base, dataset, card)
-    name = f"ablate-{component.replace('.', '-').replace('/', '-')}"
-    if variant_name != (card.variants[0] if card else options.DEFAULT_VARIANT):
-        name += f"-{Path(variant_name).stem}"
-    if dataset_name != options.DEFAULT_DATASET:
-        name += f"-{dataset_name}"
-    if changes or wanted:  # other settings are another study, not a new state of this one
-        name += f"-{digest([changes, str(wanted)])[:6]}"
-    number = seeds or question.ablation.seeds
-    return make_plan(
-        study=name,
-        kind="ablation",
-        command=options.command_line(
-            "ablate",
-            component=component,
-            variant=variant,
-            dataset=None if dataset_name == options.DEFAULT_DATASET else dataset_name,
-            features=features,
-            set=settings,
-            precision=precision,
-            seeds=number,
-        ),
-        question=question.ablation.question,
-        component=component,
-        adds=question.adds,
-        arms=question.arms,
-        dataset=dataset,
-        seeds=range(1, number + 1),
-        primary=question.ablation.primary,
-        margin=question.ablation.margin,
-        store=store,
-        notes=notes,
-    )
+
+def _looks(most: int) -> tuple[int, ...]:
+    """The declared looks of a study that may use at most so many seeds."""
+    return (*(look for look in LOOKS if look < most), most)
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What was asked for on the command line, before anything is looked up."""
+
+    components: tuple[str, ...]
+    design: str | None
+    variant: str | None
+    dataset: str | None
+    features: str | None
+    settings: tuple[str, ...]
+    precision: str | None
+    margin: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Choices:
+    """A question with everything that it needs but the number of seeds."""
+
+    asked: Asked
+    study: str
+    question: Any
+    dataset: Any
+    notes: tuple[str, ...]
+
+    @classmethod
+    def of(cls, asked: Asked, workspace: Any) -> Choices:
+        """Look up the card, the variant and the dataset, and build the arms."""
+        from vlbench.canon import digest
+        from vlbench.cards.library import load_variant
+        from vlbench.cards.resolve import edit
+        from vlbench.data.base import open_dataset, parse_features
+        from vlbench.errors import CardError
+        from vlbench.studies import ablate as study
+        from vlbench.studies.design import ask_together, default_kind
+
+        first = asked.components[0]
+        card = study.find(first, workspace.root) if len(asked.components) == 1 else None
+        if asked.design is not None and len(asked.components) == 1 and not (card and card.components):
+            raise CardError("a design crosses several components", where="--design", hint="repeat --component")
+        variant_name = asked.variant or (card.variants[0] if card else options.DEFAULT_VARIANT)
+        dataset_name = asked.dataset or (card.dataset if card and card.dataset else options.DEFAULT_DATASET)
+        base = load_variant(variant_name, workspace.root)
+        dataset = open_dataset(dataset_name, workspace)
+        changes = options.parse_settings(asked.settings, asked.precision)
+        notes = []
+        if changes:
+            base = edit(base, changes, origin="--set").variant
+            notes += [f"in every arm: {key} = {value}" for key, value in changes.items()]
+        wanted = parse_features(asked.features, "--features") if asked.features else None
+        base, note = study.fitting_features(base, dataset, wanted)
+        notes += [note] if note else []
+        names = card.components if card and card.components else asked.components
+        if len(names) == 1:
+            question = study.ask(first, base, dataset, card)
+        else:
+            kind: Any = asked.design or (card.design if card and card.design else default_kind(len(names)))
+            question = ask_together(names, kind, base, dataset, workspace.root, card)
+        name = f"ablate-{'-'.join(asked.components).replace('.', '-').replace('/', '-')}"
+        if question.design is not None and (card is None or question.design.kind != card.design):
+            name += f"-{question.design.kind}"
+        if variant_name != (card.variants[0] if card else options.DEFAULT_VARIANT):
+            name += f"-{Path(variant_name).stem}"
+        if dataset_name != options.DEFAULT_DATASET:
+            name += f"-{dataset_name}"
+        if changes or wanted:  # other settings are another study, not a new state of this one
+            name += f"-{digest([changes, str(wanted)])[:6]}"
+        return cls(asked, name, question, dataset, (*notes, *question.notes))
+
+    def plan(self, seeds: int, looks: tuple[int, ...], store: Store) -> Plan:
+        """The plan for so many seeds."""
+        from vlbench.studies.plan import make_plan
+
+        asked, ablation = self.asked, self.question.ablation
+        dataset = self.dataset.name
+        return make_plan(
+            study=self.study,
+            kind="ablation",
+            command=options.command_line(
+                "ablate",
+                component=asked.components,
+                design=asked.design,
+                variant=asked.variant,
+                dataset=None if dataset == options.DEFAULT_DATASET else dataset,
+                features=asked.features,
+                set=asked.settings,
+                precision=asked.precision,
+                seeds=None if looks else seeds,
+                until_decided=bool(looks) or None,
+                max_seeds=looks[-1] if looks else None,
+                equivalence_margin=asked.margin,
+            ),
+            question=ablation.question,
+            component=ablation.component,
+            adds=self.question.adds,
+            arms=self.question.arms,
+            dataset=self.dataset,
+            seeds=range(1, seeds + 1),
+            primary=ablation.primary,
+            margin=asked.margin or ablation.margin,
+            store=store,
+            notes=self.notes,
+            claims=self.question.claims,
+            design=self.question.design,
+            looks=looks,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,8 +252,10 @@ class How:
     as_json: bool
 
 
-def _conduct(plan: Plan, heading: str, store: Store, root: Path, how: How) -> int:
-    """Show the plan, run what is missing, publish, compare and write the report."""
+def _conduct(plan: Plan, heading: str, store: Store, root: Path, how: How) -> tuple[int, bool]:
+    """Show the plan, run what is missing, publish, compare and write the report: exit status, and whether every primary
+    difference is decided.
+    """
     from vlbench.cli.view import show_plan
     from vlbench.studies.plan import expected_seconds
 
@@ -161,7 +265,7 @@ def _conduct(plan: Plan, heading: str, store: Store, root: Path, how: How) -> in
     if how.dry_run:
         if how.as_json:
             _print_json(plan.as_json())
-        return 0
+        return 0, False
     store.save_plan(plan.study, plan.as_json())
     failures: list[str] = []
     if plan.todo and not how.collect:
@@ -209,8 +313,8 @@ def _noting(moments: Any, running: set[str], publisher: Any) -> Any:
         yield moment
 
 
-def _answer(plan: Plan, store: Store, failures: list[str], how: How) -> int:
-    """Print the comparison and write the report of what the store has."""
+def _answer(plan: Plan, store: Store, failures: list[str], how: How) -> tuple[int, bool]:
+    """Print the comparison and write the report of what the store has: exit status, and whether all is decided."""
     from rich.console import Console
 
     from vlbench.cli.view import PIPE_WIDTH
@@ -230,7 +334,7 @@ def _answer(plan: Plan, store: Store, failures: list[str], how: How) -> int:
         if not failures:
             raise
         click.echo(f"no verdict: {error}", err=True)
-        return 1
+        return 1, False
     comparison = compare(frame)
     if how.as_json:
         _print_json(result_json(comparison))
@@ -240,7 +344,7 @@ def _answer(plan: Plan, store: Store, failures: list[str], how: How) -> int:
     write_index(store, how.out, allow_missing=True)
     page = next(path for path in paths if path.suffix == ".html")
     click.echo(f"report: {page}", err=how.as_json)
-    return 1 if failures else 0
+    return (1 if failures else 0), comparison.decided
 
 
 def _print_json(content: Any) -> None:

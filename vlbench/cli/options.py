@@ -110,5 +110,6 @@ def command_line(*words: str | None, **given: object) -> str:
     for name, value in given.items():
         for item in value if isinstance(value, tuple) else (value,):
             if item is not None:
-                parts += [f"--{name}", str(item)]
+                option = f"--{name.replace('_', '-')}"
+                parts += [option] if item is True else [option, str(item)]
     return shlex.join(parts)

@@ -153,9 +153,10 @@ class Frame:
 
     @property
     def judged(self) -> tuple[Claim, ...]:
-        """The claims that the study is about: arms against the baseline, or the main effects of a lattice."""
-        wanted = "main" if self.design is not None and self.design.kind in ("factorial", "fractional") else "arm"
-        return tuple(claim for claim in self.claims if claim.kind == wanted)
+        """The claims that the study is about: arms against the baseline, or the main effects of a lattice; those of the
+        kind that comes first.
+        """
+        return tuple(claim for claim in self.claims if claim.kind == self.claims[0].kind)
 
     @property
     def look(self) -> int | None:

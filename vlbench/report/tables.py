@@ -74,7 +74,9 @@ def arms_table(comparison: Comparison) -> Table:
         )
         for number, arm in enumerate(comparison.frame.arms)
     )
-    return Table("arms", "The arms: what each changes in the baseline, and its cost.", columns, rows)
+    base = comparison.frame.baseline
+    of = "the baseline" if comparison.frame.design is None else base.variant
+    return Table("arms", f"The arms: what each changes in {of}, and its cost.", columns, rows)
 
 
 def metric_table(comparison: Comparison, metric: str) -> Table:

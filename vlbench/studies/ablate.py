@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from vlbench import catalog
-from vlbench.cards.kinds import Ablation, Arm, ArmCard, Features, Variant
+from vlbench.cards.kinds import Ablation, Arm, ArmCard, Claim, Design, Features, Variant, against_baseline
 from vlbench.cards.library import cards, load_ablation
 from vlbench.cards.resolve import edit
 from vlbench.data.base import Dataset
@@ -18,11 +18,26 @@ from vlbench.studies.plan import BASELINE
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """An ablation with its arms built. ``adds``: whether the arms add the component to the baseline."""
+    """An ablation with its arms built.
+
+    adds: whether the arms add the component to the baseline. claims: what will be tested; of a single component, every
+    arm against the baseline. design: of several components. notes: what a reader has to know about the arms.
+    """
 
     ablation: Ablation
     arms: tuple[Arm, ...]
     adds: bool
+    claims: tuple[Claim, ...]
+    design: Design | None = None
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """What ablating a component means for a variant: whether it is added, and the arms that follow from its slot."""
+
+    adds: bool
+    arms: tuple[ArmCard, ...]
 
 
 def find(component: str, root: Path) -> Ablation | None:
@@ -38,21 +53,13 @@ def ask(component: str, base: Variant, dataset: Dataset, card: Ablation | None) 
 
     Raises: CardError if the name is neither a component, a loss term, a slot nor an encoder.
     """
-    changes = _changes(component, base, dataset)
-    if changes is None:
-        known = _known(base, dataset) | ({component} if card else set())
-        if card is None:
-            raise CardError(
-                f'"{component}" is not a component, loss term or encoder', hint=suggestion(component, known)
-            )
-        changes = (False, ())
-    adds, derived = changes
+    changes = changes_of(component, base, dataset, known={component} if card else set())
     if card is None:
         card = Ablation(
             name=component,
             component=component,
-            question=f"Does {component} help when it is added?" if adds else f"Does {component} help?",
-            arms=derived,
+            question=f"Does {component} help when it is added?" if changes.adds else f"Does {component} help?",
+            arms=changes.arms,
             variants=(base.name,),
         )
     arms = [Arm(BASELINE, base)]
@@ -65,7 +72,8 @@ def ask(component: str, base: Variant, dataset: Dataset, card: Ablation | None) 
                 hint="choose another --variant",
             )
         arms.append(arm)
-    return Question(card, tuple(arms), adds)
+    claims = [against_baseline(arm.name, BASELINE, component, adds=changes.adds) for arm in arms[1:]]
+    return Question(card, tuple(arms), changes.adds, tuple(claims))
 
 
 def fitting_features(base: Variant, dataset: Dataset, wanted: Features | None) -> tuple[Variant, str | None]:
@@ -87,22 +95,32 @@ def fitting_features(base: Variant, dataset: Dataset, wanted: Features | None) -
     return arm.variant, f"features: {base.features} -> {arm.variant.features} (in every arm)"
 
 
-def _changes(component: str, base: Variant, dataset: Dataset) -> tuple[bool, tuple[ArmCard, ...]] | None:
-    """Whether the component is added, and the arms; None if the name is not known."""
+def changes_of(component: str, base: Variant, dataset: Dataset, *, known: Collection[str] = ()) -> Changes:
+    """What ablating a component, loss term, slot or encoder of a variant means.
+
+    known: names that are more than a component, such as a card's; there are no arms for them then.
+    Raises: CardError with the near miss for a name that is nothing of all this.
+    """
     flat_name = component.removeprefix("model.").removeprefix("loss.")
     for slot_name, use in base.slots.items():
         slot = catalog.model_slots[slot_name]
         if use.name == flat_name or (slot_name == flat_name and use.name != slot.neutral):
-            return False, _without_component(component, slot_name, base)
+            return Changes(False, _without_component(component, slot_name, base))
     if flat_name in catalog.loss_slots:
         if base.losses[flat_name].name != "none":
-            return False, (ArmCard(f"without {flat_name}", {f"loss.{flat_name}.use": "none"}),)
+            return Changes(False, (ArmCard(f"without {flat_name}", {f"loss.{flat_name}.use": "none"}),))
         form = next(name for name in catalog.loss_slots[flat_name] if name != "none")
-        return True, (ArmCard(f"with {flat_name}", {f"loss.{flat_name}.use": form}),)
+        return Changes(True, (ArmCard(f"with {flat_name}", {f"loss.{flat_name}.use": form}),))
     for slot_name, slot in catalog.model_slots.items():
         if flat_name in slot and flat_name != "none":
-            return True, (ArmCard(f"with {flat_name}", {f"model.{slot_name}.use": flat_name}),)
-    return _encoder_changes(component, base, dataset)
+            return Changes(True, (ArmCard(f"with {flat_name}", {f"model.{slot_name}.use": flat_name}),))
+    if (found := _encoder_changes(component, base, dataset)) is not None:
+        return found
+    if component in known:
+        return Changes(False, ())
+    raise CardError(
+        f'"{component}" is not a component, loss term or encoder', hint=suggestion(component, _known(base, dataset))
+    )
 
 
 def _without_component(component: str, slot_name: str, base: Variant) -> tuple[ArmCard, ...]:
@@ -119,12 +137,12 @@ def _without_component(component: str, slot_name: str, base: Variant) -> tuple[A
             change[f"loss.{loss}.use"] = "none"
             reason = f"the {loss} loss reads what {use.name} gives"
     arms = [ArmCard(f"without {use.name}", change, reason)]
-    if slot.placebo is not None and use.name != slot.placebo:
-        arms.append(ArmCard("placebo", {f"model.{slot_name}.use": slot.placebo}))
+    if (placebo := slot.placebo_of(use.name)) is not None:
+        arms.append(ArmCard("placebo", {f"model.{slot_name}.use": placebo}))
     return tuple(arms)
 
 
-def _encoder_changes(component: str, base: Variant, dataset: Dataset) -> tuple[bool, tuple[ArmCard, ...]] | None:
+def _encoder_changes(component: str, base: Variant, dataset: Dataset) -> Changes | None:
     """``clip`` means the video encoder where there is one; ``text.clip`` and ``video.clip`` are unmistakable."""
     kind, dot, name = component.partition(".")
     kinds = (kind,) if dot and kind in ("video", "text") else ("video", "text")
@@ -139,10 +157,10 @@ def _encoder_changes(component: str, base: Variant, dataset: Dataset) -> tuple[b
                     f'"{name}" is the only {kind} encoder of {base.name}: without it there is nothing to read',
                     hint=f"known in {dataset.name}: {', '.join(available[kind])}; choose others with --features",
                 )
-            return False, (ArmCard(f"without {name}", {f"features.{kind}": "+".join(left)}),)
+            return Changes(False, (ArmCard(f"without {name}", {f"features.{kind}": "+".join(left)}),))
     for kind in kinds:
         if name in available[kind]:
-            return True, (ArmCard(f"with {name}", {f"features.{kind}": "+".join([*used[kind], name])}),)
+            return Changes(True, (ArmCard(f"with {name}", {f"features.{kind}": "+".join([*used[kind], name])}),))
     return None
 
 

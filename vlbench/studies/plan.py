@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from vlbench import catalog
 from vlbench.canon import canonical, digest
-from vlbench.cards.kinds import Arm, Features, Variant
+from vlbench.cards.kinds import Arm, Claim, Design, Features, Variant
 from vlbench.data.base import ROLES, Dataset
 from vlbench.errors import DataError
 from vlbench.files import read_json, write_text
@@ -42,7 +42,9 @@ class Planned:
 class Plan:
     """All cells of one study.
 
-    adds: whether the arms add the component (True) or take it away (False); it decides the sign of "helps".
+    adds: whether the arms add the component (True) or take it away (False); it decides the sign of "helps". claims:
+    what will be tested. design: of several components. looks: numbers of seeds at which a study that runs until it is
+    decided may stop, all declared before the first.
     notes: what a reader has to know before any number, such as encoders that the dataset replaced. command: what to
     type to run or finish it.
     """
@@ -62,6 +64,9 @@ class Plan:
     cells: tuple[Planned, ...]
     parameters: Mapping[str, int]
     notes: tuple[str, ...] = ()
+    claims: tuple[Claim, ...] = ()
+    design: Design | None = None
+    looks: tuple[int, ...] = ()
 
     @property
     def todo(self) -> list[Planned]:
@@ -83,6 +88,25 @@ class Plan:
             "margin": self.margin,
             "seeds": list(self.seeds),
             "notes": list(self.notes),
+            "looks": list(self.looks),
+            "claims": [
+                {
+                    "name": claim.name,
+                    "kind": claim.kind,
+                    "components": list(claim.components),
+                    "plus": claim.plus,
+                    "minus": claim.minus,
+                    "weights": dict(claim.weights),
+                }
+                for claim in self.claims
+            ],
+            "design": None
+            if self.design is None
+            else {
+                "kind": self.design.kind,
+                "factors": [{"name": factor.name, "title": factor.title} for factor in self.design.factors],
+                "cells": dict(self.design.cells),
+            },
             "arms": [
                 {
                     "name": arm.name,
@@ -122,6 +146,9 @@ def make_plan(
     margin: float,
     store: Store,
     notes: Sequence[str] = (),
+    claims: Sequence[Claim] = (),
+    design: Design | None = None,
+    looks: Sequence[int] = (),
 ) -> Plan:
     """Look every cell up in the store.
 
@@ -170,6 +197,9 @@ def make_plan(
         cells=tuple(cells),
         parameters=parameters,
         notes=tuple(notes),
+        claims=tuple(claims),
+        design=design,
+        looks=tuple(looks),
     )
 
 

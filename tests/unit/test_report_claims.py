@@ -1,0 +1,173 @@
+"""Protects claims beyond an arm against its baseline: effects of a lattice, declared looks, and choices made late."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from tests.unit.report_store import build_store, make_scores
+from vlbench.report.compare import compare
+from vlbench.report.formats import as_json, to_csv, to_latex, to_markdown
+from vlbench.report.frame import read
+from vlbench.report.methods import cautions, methods
+from vlbench.report.page import Report, study_page
+from vlbench.report.tables import effects_table, means_table
+from vlbench.stats import factorial
+from vlbench.stats.correct import holm
+from vlbench.stats.design import contrast, difference
+from vlbench.stats.sequential import plan_looks
+
+NAMES = {"111": "all", "110": "without C", "101": "without B", "100": "only A",
+         "011": "without A", "010": "only B", "001": "only C", "000": "none"}  # fmt: skip
+
+
+def _claim(name, kind, components, weights):
+    used = {NAMES[cell]: weight for cell, weight in weights.items() if weight}
+    return {"name": name, "kind": kind, "components": components, "plus": "with", "minus": "without", "weights": used}
+
+
+def lattice_plan():
+    letters = "abc"
+    claims = [_claim(x.upper(), "main", [x], factorial.effect(3, [i])) for i, x in enumerate(letters)]
+    for i, j in itertools.combinations(range(3), 2):
+        claims.append(
+            _claim(f"{letters[i]} x {letters[j]}", "interaction", [letters[i], letters[j]], factorial.effect(3, [i, j]))
+        )
+    claims += [_claim(f"{x}, Shapley", "shapley", [x], factorial.shapley(3, i)) for i, x in enumerate(letters)]
+    claims.append(_claim("all together", "total", list(letters), {"111": 1.0, "000": -1.0}))
+    factors = [{"name": x, "title": x.upper()} for x in letters]
+    return {"claims": claims, "design": {"kind": "factorial", "factors": factors, "cells": NAMES}}
+
+
+@pytest.fixture
+def lattice(tmp_path):
+    effects = {
+        arm: 0.08 * (cell[0] == "1") + 0.03 * (cell[1] == "1") - 0.02 * (cell[:2] == "11")
+        for cell, arm in NAMES.items()
+    }
+    scores = make_scores(effects, seeds=3)
+    store = build_store(tmp_path, scores, extra=lattice_plan(), parameters=dict.fromkeys(NAMES.values(), 10))
+    return compare(read(store, "ablate-fra")), scores
+
+
+def test_a_lattice_is_judged_by_its_main_effects(lattice):
+    found, scores = lattice
+    assert [row.name for row in found.rows] == ["A", "A", "B", "B", "C", "C"] and found.lattice
+    arms = {arm: np.asarray(table["mr-map"]) for arm, table in scores.items()}
+    clusters = found.frame.clusters_of("mr-map")
+    wanted = contrast(arms, {NAMES[c]: w for c, w in factorial.effect(3, [0]).items()}, clusters=clusters)
+    row = found.row("A", "mr-map")
+    assert row.points == pytest.approx(100 * wanted.estimate) and row.p == pytest.approx(wanted.p)
+    assert [r.p_adjusted for r in found.rows] == pytest.approx(list(holm([r.p for r in found.rows])))
+    assert row.verdict.word == "helps" and row.hedges_g is None and row.improvement is None
+    z = sum(w * arms[NAMES[c]].mean(axis=0) for c, w in factorial.effect(3, [0]).items())
+    assert (row.wins, row.losses) == (int((z > 1e-9).sum()), int((z < -1e-9).sum()))
+
+
+def test_every_kind_of_claim_is_a_family_of_its_own(lattice):
+    found, _ = lattice
+    for kind in ("interaction", "shapley", "total"):
+        rows = [row for row in found.effects if row.claim.kind == kind]
+        assert rows and [r.p_adjusted for r in rows] == pytest.approx(list(holm([r.p for r in rows])))
+    assert len(found.effects) == 2 * (3 + 3 + 1)
+
+
+def test_shapley_values_sum_to_the_full_model_minus_the_empty_one(lattice):
+    found, _ = lattice
+    for metric in found.metrics:
+        shares = [row.points for row in found.effects if row.claim.kind == "shapley" and row.metric == metric]
+        full, empty = (found.means[arm, metric].points for arm in ("all", "none"))
+        assert sum(shares) == pytest.approx(full - empty, abs=1e-9)
+        assert found.row("all together", metric).points == pytest.approx(full - empty, abs=1e-9)
+
+
+def test_a_lattice_is_rendered_in_every_format(lattice):
+    found, _ = lattice
+    table = effects_table(found, "mr-map")
+    assert [row[0].text for row in table.rows].count("Main effect") == 3
+    assert {row[1].text for row in table.rows} >= {"A", "A x B", "A x B x C"}
+    cells = means_table(found, "mr-map")
+    assert [row[1].text for row in cells.rows] == ["yes"] * 4 + ["no"] * 4
+    page = study_page(Report(found, ()))
+    assert "A, averaged over the settings of the others" in page and "Shapley value" in page
+    assert "| Main effect | A |" in to_markdown(found) and "\\begin{tabular}" in to_latex(found)
+    content = as_json(found)
+    assert content["design"]["cells"] == NAMES
+    assert {row["what"] for row in content["checkpoints"]["selected"]["effects"]} == {"interaction", "shapley", "total"}
+    lines = to_csv(found).splitlines()
+    assert sum(",interaction," in line for line in lines) == 2 * 2 * 3  # checkpoints, metrics, pairs
+
+
+# --- looks ------------------------------------------------------------------------------------------------------------
+
+
+def sequential(tmp_path, effect, seeds, looks, *, spread=0.0, salt=7):
+    scores = make_scores({"baseline": effect, "without FRA": 0.0}, seeds=seeds, salt=salt)
+    store = build_store(tmp_path, scores, primary=["mr-map"], extra={"looks": looks}, shared_videos=False)
+    return compare(read(store, "ablate-fra")), scores
+
+
+def test_a_look_is_compared_with_its_own_level(tmp_path):
+    found, scores = sequential(tmp_path, 0.004, 4, [4, 8])
+    level = plan_looks([4, 8])[0].p
+    a, b = (scores[arm]["mr-map"] for arm in ("baseline", "without FRA"))
+    raw = difference(a, b, estimand="benchmark").p
+    (row,) = found.rows
+    assert row.contrast.estimand == "benchmark" and found.frame.look == 4
+    assert row.p_adjusted == pytest.approx(min(1.0, raw * 0.05 / level))
+    assert row.survives == (raw <= level)
+    assert "Looks were declared at 4 and 8 seeds" in dict(methods(found))["Correction"]
+
+
+def test_what_was_rejected_at_a_look_stays_rejected(tmp_path):
+    rng = np.random.default_rng(1)
+    base = 0.5 + rng.normal(0, 0.1, 40) + np.zeros((8, 1))
+    arm = base - 0.05 + rng.normal(0, 0.001, (8, 1))
+    arm[4:] += rng.normal(0.05, 0.15, (4, 1))  # later runs hide what the first four showed
+    scores = {"baseline": {"mr-map": base + rng.normal(0, 0.001, (8, 1))}, "without FRA": {"mr-map": arm}}
+    scores = {name: {"mr-map": np.clip(np.round(t["mr-map"], 5), 0, 1)} for name, t in scores.items()}
+    kwargs = {"primary": ["mr-map"], "shared_videos": False}
+    store = build_store(tmp_path, scores, extra={"looks": [4, 8]}, **kwargs)
+    found = compare(read(store, "ablate-fra"))
+    assert found.rows[0].p > 0.05 and found.rows[0].survives
+
+
+def test_a_study_is_decided_when_no_look_can_change_it(tmp_path):
+    clear, _ = sequential(tmp_path / "a", 0.2, 4, [4, 8])
+    assert clear.decided
+    open_, _ = sequential(tmp_path / "b", 0.003, 4, [4, 8])
+    assert not open_.rows[0].survives and not open_.decided
+    last, _ = sequential(tmp_path / "c", 0.003, 4, [2, 4])
+    assert last.decided  # the last declared look ends it, whatever was found
+
+
+# --- choices made late ------------------------------------------------------------------------------------------------
+
+
+def test_seeds_added_after_a_look_make_a_study_exploratory(tmp_path):
+    scores = make_scores({"baseline": 0.1, "without FRA": 0.0}, seeds=4)
+    store = build_store(tmp_path, scores)
+    store.note_look("ablate-fra", 4, 0.5)
+    assert compare(read(store, "ablate-fra")).frame.unplanned is None
+    store.note_look("ablate-fra", 2, 0.5)
+    found = compare(read(store, "ablate-fra"))
+    assert "changed to 4 after results with 2 seeds were seen" in found.frame.unplanned
+    assert not found.rows[0].planned and "exploratory" in study_page(Report(found, ()))
+    assert any(caution.startswith("Exploratory") for caution in cautions(found))
+    assert found.answers["without FRA"].endswith("were seen.")
+
+
+def test_declared_looks_are_not_late_choices_and_others_are(tmp_path):
+    scores = make_scores({"baseline": 0.1, "without FRA": 0.0}, seeds=4)
+    store = build_store(tmp_path, scores, extra={"looks": [2, 4, 8]})
+    store.note_look("ablate-fra", 2, 0.5)
+    assert read(store, "ablate-fra").unplanned is None
+    odd = build_store(tmp_path / "odd", scores, extra={"looks": [3, 8]})
+    assert "declared looks are at 3 and 8" in read(odd, "ablate-fra").unplanned
+
+
+def test_a_margin_chosen_after_results_is_said(tmp_path):
+    scores = make_scores({"baseline": 0.1, "without FRA": 0.0}, seeds=4)
+    store = build_store(tmp_path, scores, margin=2.0)
+    store.note_look("ablate-fra", 4, 0.5)
+    assert "margin was changed from 0.5 to 2 points" in read(store, "ablate-fra").unplanned
