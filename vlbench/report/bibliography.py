@@ -246,9 +246,8 @@ EVALUATION = "lei2021momentdetr"
 
 def used(comparison: Comparison) -> tuple[str, ...]:
     """The keys of what this study's paragraph cites, in the order in which it does."""
-    return tuple(
-        dict.fromkeys(re.findall(r"[^,{}]+", ",".join(re.findall(r"\\cite\{([^}]*)\}", paragraph(comparison)))))
-    )
+    cited = re.findall(r"\\cite\{([^}]*)\}", paragraph(comparison))
+    return tuple(dict.fromkeys(key for keys in cited for key in keys.split(",")))
 
 
 def bibtex(keys: Iterable[str]) -> str:

@@ -1,4 +1,4 @@
-"""Figures: the difference plot and the learning curves, as SVG, PNG and the numbers they show.
+"""Figures as SVG, PNG and the numbers they show: how they are drawn, the difference plot and the learning curves.
 
 A figure is one panel per primary metric, so that panels stand side by side on a wide page and below each other on a
 narrow one. Nothing global changes: matplotlib's settings hold inside a block, no window system is touched, and the same
@@ -86,10 +86,18 @@ class Plot:
 
 
 def plots(comparison: Comparison) -> list[Plot]:
-    """Every figure of a study's report; without learning curves where no events were kept."""
-    found = [differences(comparison)]
-    curves = learning_curves(comparison)
-    return [*found, curves] if curves is not None else found
+    """Every figure of a study's report; without those that have nothing to show."""
+    from vlbench.report import lattice, spread  # they draw with what is defined here
+
+    found = (
+        differences(comparison),
+        lattice.cube(comparison),
+        lattice.waterfall(comparison),
+        spread.rainclouds(comparison),
+        learning_curves(comparison),
+        spread.variance_budget(comparison),
+    )
+    return [plot for plot in found if plot is not None]
 
 
 # --- the difference plot ----------------------------------------------------------------------------------------------
@@ -139,7 +147,14 @@ def differences(comparison: Comparison) -> Plot:
     return Plot("differences", caption, tuple(panels), tuple(table))
 
 
-def _short(name: str) -> str:
+def limits(values: Sequence[float], share: float = 0.06) -> tuple[float, float]:
+    """The ends of an axis: all values, and on each side this share of their range."""
+    low, high = min(values), max(values)
+    pad = share * (high - low) or 1.0
+    return low - pad, high + pad
+
+
+def short(name: str) -> str:
     """What fits into a panel; the tables and the text for screen readers have the whole name."""
     return name if len(name) <= LABEL_LETTERS else name[: LABEL_LETTERS - 1] + "…"
 
@@ -155,14 +170,14 @@ def _forest(axes: Axes, comparison: Comparison, metric: str) -> None:
         y = -float(place)
         axes.fill_between([-margin, margin], y - 0.34, y + 0.16, color=BAND, lw=0, zorder=0)
         axes.plot([0, 0], [y - 0.34, y + 0.16], color=INK, lw=0.9, zorder=1)  # not through the names
-        colour = _colour(comparison, row.name) if row.claim.kind == "arm" else INK
+        colour = colour_of(comparison, row.name) if row.claim.kind == "arm" else INK
         axes.plot([row.low, row.high], [y, y], color=colour, lw=2.4, solid_capstyle="butt", zorder=3)
         axes.plot(
             row.by_seed, [y - 0.2] * len(row.by_seed), "o", ms=3.2, mfc="none", mec=colour, mew=0.8, ls="none", zorder=4
         )
         axes.plot([row.points], [y], "D" if row.survives else "o", ms=6, color=colour, zorder=5)
         axes.text(
-            0, y + 0.2, _short(row.name), transform=axes.get_yaxis_transform(), ha="left", va="bottom", fontsize=8.5
+            0, y + 0.2, short(row.name), transform=axes.get_yaxis_transform(), ha="left", va="bottom", fontsize=8.5
         )
         axes.text(
             1,
@@ -177,11 +192,10 @@ def _forest(axes: Axes, comparison: Comparison, metric: str) -> None:
     axes.set_ylim(-len(rows) + 0.55, 0.62)
     axes.set_yticks([])
     values = [0.0, -margin, margin, *(x for row in rows for x in (row.low, row.high, *row.by_seed))]
-    pad = 0.06 * (max(values) - min(values))
-    axes.set_xlim(min(values) - pad, max(values) + pad)
+    axes.set_xlim(*limits(values))
     of = "with − without" if comparison.lattice else "arm − baseline" if comparison.frame.adds else "baseline − arm"
     single = comparison.frame.design is None
-    whom = _short(comparison.frame.component_title) if single else "the component"
+    whom = short(comparison.frame.component_title) if single else "the component"
     axes.set_xlabel(f"{of}, points: right of 0 for {whom}")
     axes.set_title(title_of(metric))
 
@@ -237,7 +251,7 @@ def _curves(axes: Axes, comparison: Comparison, metric: str | None) -> None:
     axes.set_axisbelow(True)
     handles, labels = [], []
     for arm in comparison.frame.arms:
-        colour, dash = _colour(comparison, arm.name), _dash(comparison, arm.name)
+        colour, dash = colour_of(comparison, arm.name), _dash(comparison, arm.name)
         by_epoch: dict[int, list[float]] = {}
         for run in arm.runs:
             epochs, values = _series(run, metric)
@@ -252,7 +266,7 @@ def _curves(axes: Axes, comparison: Comparison, metric: str | None) -> None:
         means = [math.fsum(by_epoch[epoch]) / len(by_epoch[epoch]) for epoch in shared]
         axes.plot(shared, means, color=colour, lw=2, ls=dash, zorder=4)
         handles.append(Line2D([], [], color=colour, lw=2, ls=dash))
-        labels.append(_short(f" {arm.name}" if arm.name.startswith("_") else arm.name))  # matplotlib hides these
+        labels.append(short(f" {arm.name}" if arm.name.startswith("_") else arm.name))  # matplotlib hides these
     axes.set_title("Training loss, total" if metric is None else f"{title_of(metric)}, tune split")
     axes.set_xlabel("epoch")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
@@ -291,7 +305,8 @@ def _number(comparison: Comparison, arm: str) -> int:
     return [entry.name for entry in comparison.frame.arms].index(arm)
 
 
-def _colour(comparison: Comparison, arm: str) -> str:
+def colour_of(comparison: Comparison, arm: str) -> str:
+    """The arm's colour in every figure; the baseline is ink."""
     number = _number(comparison, arm)
     return COLOURS[(number - 1) % len(COLOURS)] if number else INK
 
@@ -338,7 +353,13 @@ def inline(panel: Panel) -> str:
     text = re.sub(r"font-family: [^;\"]+", "font-family: inherit", text)
     text = re.sub(r"(font: (?:[a-z]+ )*(?:\d+ )?[0-9.]+px) [^;\"]+", r"\1 system-ui, sans-serif", text)
     numbered = [(colour, f"var(--c{number})") for number, colour in enumerate(COLOURS, start=1)]
-    ours = [(INK, "currentColor"), (MUTED, "var(--muted)"), (RULE, "var(--rule)"), (BAND, "var(--band)")]
+    ours = [
+        ("#ffffff", "var(--paper)"),
+        (INK, "currentColor"),
+        (MUTED, "var(--muted)"),
+        (RULE, "var(--rule)"),
+        (BAND, "var(--band)"),
+    ]
     for colour, own in ours + numbered:
         text = text.replace(colour, own)
     head = re.match(r"<svg[^>]*>", text)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import vlbench
 from vlbench.cards.kinds import Claim
-from vlbench.report import figures, oddities, tables, words
+from vlbench.report import figures, lattice, oddities, spread, tables, words
 from vlbench.report.compare import Comparison, Row, subject
 from vlbench.report.explorer import Explorer
 from vlbench.report.frame import title_of
@@ -178,6 +178,28 @@ def differences(report: Report) -> Section | None:
     return _figure(report, "differences", "Differences")
 
 
+def together(report: Report) -> Section | None:
+    """The lattice of a design, and how its components go together."""
+    found = report.comparison
+    made = [table for metric in found.metrics if (table := lattice.readings_table(found, metric)) is not None]
+    return _figure(report, "lattice", "How the components go together", made=made)
+
+
+def shapley(report: Report) -> Section | None:
+    """From the empty model to the full one."""
+    return _figure(report, "shapley", "From empty to full")
+
+
+def runs(report: Report) -> Section | None:
+    """Every run."""
+    return _figure(report, "runs", "Every run")
+
+
+def budget(report: Report) -> Section | None:
+    """What the variance is made of, and what to add."""
+    return _figure(report, "budget", "Seeds or queries", remarks=spread.cheaper(report.comparison))
+
+
 def queries(report: Report) -> Section | None:
     """The queries that moved most."""
     if report.explorer is None:
@@ -246,7 +268,11 @@ SECTIONS: tuple[Callable[[Report], Section | None], ...] = (
     differences,
     comparison,
     cells,
+    together,
+    shapley,
     queries,
+    runs,
+    budget,
     curves,
     uncertainty,
     checkpoints,
@@ -273,12 +299,16 @@ def _tables(
     return Section(anchor, title, "tables.html.j2", context)
 
 
-def _figure(report: Report, name: str, title: str) -> Section | None:
+def _figure(
+    report: Report, name: str, title: str, *, remarks: Sequence[str] = (), made: Sequence[tables.Table] = ()
+) -> Section | None:
+    """remarks, made: sentences and tables below the figure."""
     plot = next((plot for plot in report.plots if plot.name == name), None)
     if plot is None:
         return None
     panels = [figures.inline(panel) for panel in plot.panels]
-    return Section(name, title, "figure.html.j2", {"panels": panels, "caption": plot.caption})
+    context = {"panels": panels, "caption": plot.caption, "remarks": list(remarks), "tables": list(made)}
+    return Section(name, title, "figure.html.j2", context)
 
 
 def _render(template: str, **context: Any) -> str:
