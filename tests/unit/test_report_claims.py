@@ -34,6 +34,8 @@ def lattice_plan():
             _claim(f"{letters[i]} x {letters[j]}", "interaction", [letters[i], letters[j]], factorial.effect(3, [i, j]))
         )
     claims += [_claim(f"{x}, Shapley", "shapley", [x], factorial.shapley(3, i)) for i, x in enumerate(letters)]
+    claims += [_claim(f"{x}, last", "one-out", [x], factorial.leave_one_out(3, i)) for i, x in enumerate(letters)]
+    claims += [_claim(f"{x}, first", "one-in", [x], factorial.add_one_in(3, i)) for i, x in enumerate(letters)]
     claims.append(_claim("all together", "total", list(letters), {"111": 1.0, "000": -1.0}))
     factors = [{"name": x, "title": x.upper()} for x in letters]
     return {"claims": claims, "design": {"kind": "factorial", "factors": factors, "cells": NAMES}}
@@ -69,7 +71,7 @@ def test_every_kind_of_claim_is_a_family_of_its_own(lattice):
     for kind in ("interaction", "shapley", "total"):
         rows = [row for row in found.effects if row.claim.kind == kind]
         assert rows and [r.p_adjusted for r in rows] == pytest.approx(list(holm([r.p for r in rows])))
-    assert len(found.effects) == 2 * (3 + 3 + 1)
+    assert len(found.effects) == 2 * (3 + 3 + 3 + 3 + 1)
 
 
 def test_shapley_values_sum_to_the_full_model_minus_the_empty_one(lattice):
@@ -93,9 +95,22 @@ def test_a_lattice_is_rendered_in_every_format(lattice):
     assert "| Main effect | A |" in to_markdown(found) and "\\begin{tabular}" in to_latex(found)
     content = as_json(found)
     assert content["design"]["cells"] == NAMES
-    assert {row["what"] for row in content["checkpoints"]["selected"]["effects"]} == {"interaction", "shapley", "total"}
+    assert {row["what"] for row in content["checkpoints"]["selected"]["effects"]} == {
+        "interaction", "shapley", "one-out", "one-in", "total",
+    }  # fmt: skip
     lines = to_csv(found).splitlines()
     assert sum(",interaction," in line for line in lines) == 2 * 2 * 3  # checkpoints, metrics, pairs
+
+
+def test_a_component_that_is_worth_less_among_others_is_redundant(lattice):
+    found, scores = lattice
+    means = {arm: 100 * float(np.mean(table["mr-map"])) for arm, table in scores.items()}
+    reading = found.reading("a", "mr-map")
+    assert reading.alone == pytest.approx(means["only A"] - means["none"], abs=1e-4)
+    assert reading.last == pytest.approx(means["all"] - means["without A"], abs=1e-4)
+    assert (reading.word == "additive") == (abs(reading.last - reading.alone) <= reading.se)
+    shares = found.variance_shares("mr-map")
+    assert sum(shares.values()) == pytest.approx(1) and max(shares, key=shares.get) == "A"
 
 
 # --- looks ------------------------------------------------------------------------------------------------------------

@@ -14,10 +14,11 @@ from typing import Literal
 import numpy as np
 
 from vlbench.cards.kinds import Claim
-from vlbench.errors import PlanError
+from vlbench.errors import DataError, PlanError
 from vlbench.report import words
 from vlbench.report.frame import Floats, Frame, title_of
 from vlbench.runs.cells import CHECKPOINTS
+from vlbench.stats import factorial
 from vlbench.stats.correct import bh, holm
 from vlbench.stats.design import Contrast, Estimand, contrast, effects
 from vlbench.stats.sequential import conditional_power, plan_looks
@@ -136,6 +137,18 @@ class Published:
 
 
 @dataclass(frozen=True, slots=True)
+class Reading:
+    """A component among others, in points. word: "redundant" if it is worth less as the last one in (``last``) than
+    alone, "synergistic" if more, "additive" if they differ by no more than one standard error ``se`` of the difference.
+    """
+
+    word: Literal["redundant", "synergistic", "additive"]
+    alone: float
+    last: float
+    se: float
+
+
+@dataclass(frozen=True, slots=True)
 class Comparison:
     """A study judged at one checkpoint.
 
@@ -169,6 +182,43 @@ class Comparison:
     def lattice(self) -> bool:
         """Whether the claims are effects of a lattice rather than arms against the baseline."""
         return any(claim.kind != "arm" for claim in self.claims)
+
+    def reading(self, component: str, metric: str) -> Reading | None:
+        """How a component goes with the others: its gain alone against its gain as the last one in, compared with the
+        standard error of their difference. None outside a lattice that has both.
+        """
+        rows = {
+            row.claim.kind: row for row in self.effects if (row.claim.components, row.metric) == ((component,), metric)
+        }
+        if not {"one-in", "one-out"} <= rows.keys():
+            return None
+        alone, last = rows["one-in"], rows["one-out"]
+        weights = dict(last.claim.weights)
+        for arm, weight in alone.claim.weights.items():
+            weights[arm] = weights.get(arm, 0.0) - weight
+        values, clusters = self.frame.values(metric, self.checkpoint), self.frame.clusters_of(metric)
+        gap = contrast(values, weights, clusters=clusters)
+        word = factorial.reading(alone.points, last.points, 100 * gap.se)
+        return Reading(word, alone.points, last.points, 100 * gap.se)
+
+    def variance_shares(self, metric: str) -> Mapping[str, float]:
+        """Each effect's share of the variance of a whole lattice's means, in [0, 1], by the titles of its components;
+        empty without a whole lattice. For display: what varies by chance is in it too.
+        """
+        design = self.frame.design
+        if (
+            design is None
+            or design.kind != "factorial"
+            or any(arm in self.frame.left_out for arm in design.cells.values())
+        ):
+            return {}
+        means = {cell: self.means[arm, metric].points for cell, arm in design.cells.items()}
+        try:
+            shares = factorial.variance_shares(means)
+        except DataError:  # equal means
+            return {}
+        titles = [factor.title for factor in design.factors]
+        return {" x ".join(titles[i] for i in chosen): share for chosen, share in shares.items()}
 
     @property
     def decided(self) -> bool:

@@ -235,12 +235,16 @@ def _judged(row: Row) -> list[Cell]:
     ]
 
 
+TOGETHER = {"helps": "reinforce", "hurts": "replace", "equivalent": "additive"}  # verdicts of an interaction
+
+
 def verdict_text(row: Row) -> str:
     """The verdict word, with what it must not be read without."""
     assert row.verdict is not None
     scope = "" if row.contrast.about_method else ", these checkpoints"
     scope += "" if row.planned else ", exploratory"
-    return f"{row.verdict.word}{', but negligible' if row.verdict.negligible else ''}{scope}"
+    word = TOGETHER.get(row.verdict.word, row.verdict.word) if row.claim.kind == "interaction" else row.verdict.word
+    return f"{word}{', but negligible' if row.verdict.negligible else ''}{scope}"
 
 
 def _needed(row: Row) -> Cell:
@@ -290,6 +294,20 @@ def errors_table(comparison: Comparison) -> Table:
         for row in comparison.rows
     )
     return Table("errors", "Where the uncertainty comes from, in points, and effect sizes.", columns, rows)
+
+
+def readings(comparison: Comparison, metric: str) -> list[str]:
+    """One sentence for every component of a lattice: alone against last in."""
+    said = []
+    for claim in comparison.claims if comparison.lattice else ():
+        found = comparison.reading(claim.components[0], metric)
+        if found is not None:
+            name = comparison.frame.title_of_component(claim.components[0])
+            said.append(
+                f"{name}: {found.word} ({words.signed(found.alone)} alone, {words.signed(found.last)} as the last one "
+                f"in; they differ by {words.signed(found.last - found.alone)}, standard error {words.points(found.se)})"
+            )
+    return said
 
 
 def exploratory_table(comparison: Comparison, *, detail: bool | None = None) -> Table:
@@ -453,7 +471,7 @@ def terminal(comparison: Comparison) -> RenderableType:
         population = comparison.means[frame.baseline.name, metric].queries
         some = "" if population == len(frame.queries) else f" ({words.counted(population, 'query')})"
         parts += [Text(_ascii(f"{title_of(metric)}{some}"), style="bold"), _rich(shown(comparison, metric), wanted)]
-        remarks = advice(comparison, metric)
+        remarks = [*readings(comparison, metric), *advice(comparison, metric)]
         remarks += [
             f"reported, not measured ({x.arm}; {x.split}; {x.source}): {x.value:g}"
             for x in comparison.published

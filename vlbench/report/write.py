@@ -127,7 +127,10 @@ def _entry(store: Store, outcome: Outcome, out: Path) -> Entry:
 def _write(store: Store, comparison: Comparison, out: Path, format: Format, index: bool) -> list[Path]:
     if format not in get_args(Format):
         raise PlanError(f'"{format}" is not a format', hint=suggestion(format, get_args(Format)))
-    folder = out / comparison.frame.study
+    frame = comparison.frame
+    if not frame.holes:
+        store.note_look(frame.study, len(frame.seeds), frame.margin)
+    folder = out / frame.study
     texts = [(name, make) for kind, name, make in _TEXTS if format in ("all", kind)]
     plots = tuple(figures.plots(comparison)) if format in ("all", "html") else ()
     drawn = [(f"figures/{plot.name}", plot) for plot in plots] if format == "all" else []
