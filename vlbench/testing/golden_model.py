@@ -354,7 +354,8 @@ def _compare(fixture: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]], tal
         inferred = model(inputs, negative=False)
     tally.close("eval_loss_epoch0_total", total, fixture["eval_loss_epoch0_total"], atol=0, rtol=1e-5)
     for key in ("spans_cw", "logits", "saliency"):
-        tally.close(f"inference/{key}", getattr(inferred, key), _array(getattr(evaluated, key)), atol=1e-6)
+        # with and without the negative pair the products are of other sizes, and add up in another order
+        tally.close(f"inference/{key}", getattr(inferred, key), _array(getattr(evaluated, key)), atol=2e-5)
     _windows(fixture, inferred, tally)
 
 
