@@ -183,6 +183,9 @@ def crossed_bootstrap(
     single = [name for name, y in tables.items() if len(y) < 2]
     if single or queries < 2:
         raise DataError(f"crossed resampling needs two runs and two queries, but {single or queries} has fewer")
+    tables = {
+        name: y[np.lexsort(np.sort(y, axis=1).T[::-1])] for name, y in tables.items()
+    }  # runs by their sorted scores
     order = np.lexsort(np.concatenate(list(tables.values()))[::-1])
     tables = {name: y[:, order] for name, y in tables.items()}
     means = {name: np.array([exact_sum(y) / y.size]) for name, y in tables.items()}
