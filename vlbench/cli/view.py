@@ -39,7 +39,7 @@ def show_plan(plan: Plan, *, workers: int, expected_s: float | None, heading: st
         cells = [cell for cell in plan.cells if cell.arm == arm.name]
         done = sum(cell.status is Status.DONE for cell in cells)
         diff = "\n".join(str(edit) for edit in arm.edits) or f"{arm.variant.name}, {arm.variant.features}"
-        size = f"{count(plan.parameters[arm.name])} params"
+        size = f"{count(plan.sizes[arm.name].parameters)} params, {count(plan.sizes[arm.name].flops)} FLOPs"
         table.add_row(Text(arm.name), Text(diff), size, f"{done} of {len(cells)} cached")
     console.print(table)
     for note in plan.notes:

@@ -1,7 +1,7 @@
-"""The comparison as text: Markdown to paste, CSV and JSON to compute with, LaTeX for a paper.
+"""The comparison as text: Markdown to paste, CSV and JSON to compute with. LaTeX has a module of its own.
 
-Markdown and LaTeX print what the page prints, rounded; CSV and JSON hold unrounded numbers in points. Every format
-lists what is missing.
+Markdown prints what the page prints, rounded; CSV and JSON hold unrounded numbers in points. Every format lists what is
+missing.
 """
 
 from __future__ import annotations
@@ -11,11 +11,10 @@ import io
 import json
 import math
 import re
-from collections.abc import Mapping
 from typing import Any
 
 from vlbench.report import words
-from vlbench.report.compare import ALPHA, LEVEL, Comparison, Mean, Row, sign
+from vlbench.report.compare import ALPHA, LEVEL, Comparison, Mean, Row
 from vlbench.report.frame import title_of
 from vlbench.report.methods import advice, cautions, methods, notes, population
 from vlbench.report.oddities import details
@@ -109,7 +108,7 @@ def records(comparison: Comparison) -> list[dict[str, Any]]:
 
         for (arm, metric), mean in one.means.items():
             entry = next(found for found in frame.arms if found.name == arm)
-            cost = {"parameters": entry.parameters, "training_seconds": entry.seconds}
+            cost = {"parameters": entry.parameters, "flops": entry.flops, "training_seconds": entry.seconds}
             row = rows.pop((arm, metric), None)
             what = "arm" if row is None else row.claim.kind
             lines.append(line(arm, metric, {"what": what, **cost, **_mean_json(mean), **_row_json(row)}))
@@ -169,6 +168,7 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
                 "features": arm.features,
                 "edits": list(arm.edits),
                 "parameters": arm.parameters,
+                "flops": arm.flops,
                 "training_seconds": arm.seconds,
                 "seeds": len(arm.runs),
             }
@@ -301,114 +301,3 @@ def _row_json(row: Row | None) -> dict[str, Any]:
 
 def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
-
-
-# --- LaTeX ------------------------------------------------------------------------------------------------------------
-
-
-def to_latex(comparison: Comparison) -> str:
-    """One booktabs table: every arm, and for every primary metric its mean, difference, interval and adjusted p."""
-    frame = comparison.frame
-    published = {(x.arm, x.metric): x for x in comparison.published}
-    groups = [
-        (metric, ["Mean", "$\\Delta$", "95\\% interval", "$p$"] + (["Rep."] if _has(comparison, metric) else []))
-        for metric in comparison.metrics
-    ]
-    heads = [f"\\multicolumn{{{len(columns)}}}{{c}}{{{tex(title_of(metric))}}}" for metric, columns in groups]
-    rules, start = [], 4
-    for _, columns in groups:
-        rules.append(f"\\cmidrule(lr){{{start}-{start + len(columns) - 1}}}")
-        start += len(columns)
-    lines = [
-        "% needs \\usepackage{booktabs}",
-        "\\begin{table}",
-        "\\centering",
-        f"\\caption{{{_caption(comparison)}}}",
-        f"\\label{{tab:{re.sub('[^a-zA-Z0-9]+', '-', frame.study).strip('-')}}}",
-        f"\\begin{{tabular}}{{lrr{''.join('r' * len(columns) for _, columns in groups)}}}",
-        "\\toprule",
-        " & ".join(["", "", "", *heads]) + " \\\\",
-        " ".join(rules),
-        " & ".join(["Arm", "Params", "Seeds", *(title for _, columns in groups for title in columns)]) + " \\\\",
-        "\\midrule",
-    ]
-    for arm in frame.arms:
-        cells = [tex(arm.name), tex(words.count(arm.parameters)), str(len(arm.runs))]
-        for metric, columns in groups:
-            cells.append(tex(words.points(comparison.means[arm.name, metric].points)))
-            judged = arm.name in {claim.name for claim in comparison.claims}
-            cells += _tex_row(comparison.row(arm.name, metric)) if judged else ["", "", ""]
-            if len(columns) > 4:
-                known = published.get((arm.name, metric))
-                cells.append("" if known is None else tex(words.points(known.value)))
-        lines.append(" & ".join(cells) + " \\\\")
-    lines += ["\\bottomrule", "\\end{tabular}", "\\end{table}"]
-    return "\n".join(lines) + "\n"
-
-
-def _tex_row(row: Row) -> list[str]:
-    difference = tex(words.signed(row.points))
-    between = "--" if row.contrast.constant else f"[{tex(words.signed(row.low))}, {tex(words.signed(row.high))}]"
-    p = "--" if row.contrast.constant else tex(words.p(row.p_adjusted))
-    return [f"\\textbf{{{difference}}}" if row.survives else difference, between, p]
-
-
-def _has(comparison: Comparison, metric: str) -> bool:
-    return any(x.metric == metric for x in comparison.published)
-
-
-def _caption(comparison: Comparison) -> str:
-    frame = comparison.frame
-    clustered = "" if frame.clusters is None else f", clustered by {len(set(frame.clusters))} source videos"
-    sentences = [
-        frame.question,
-        f"Dataset {frame.dataset}, split {frame.split}, {words.counted(len(frame.queries), 'query')}{clustered}, "
-        f"{words.counted(len(frame.seeds), 'seed')}; {comparison.checkpoint} checkpoint ({frame.selection}).",
-        f"Δ in points: {sign(comparison)}. Brackets: 95% confidence intervals of "
-        f"the difference (Student's t) for {population(comparison)}, not corrected. p: Holm over "
-        f"{words.counted(len(comparison.rows), 'test')}. Bold: the difference survives this correction "
-        f"(p at most {ALPHA:g}).",
-    ]
-    if comparison.one_seed:
-        sentences.append("One seed: about these checkpoints, not about the method.")
-    if frame.holes:
-        total = len(frame.planned) * (len(frame.arms) + len(frame.left_out))
-        missing = "; ".join(f"{hole.arm}, seed {hole.seed}" for hole in frame.holes)
-        sentences.append(f"{len(frame.holes)} of {total} planned runs missing: {missing}.")
-    used = {(x.split, x.source) for x in comparison.published if x.metric in comparison.metrics}
-    if used:
-        named = "; ".join(f"{source}, {split}" for split, source in sorted(used))
-        sentences.append(f"Rep.: printed by a paper ({named}), not measured here.")
-    return tex(" ".join(sentences))
-
-
-_TEX: Mapping[str, str] = {
-    "\\": "\\textbackslash{}",
-    "&": "\\&",
-    "%": "\\%",
-    "$": "\\$",
-    "#": "\\#",
-    "_": "\\_",
-    "{": "\\{",
-    "}": "\\}",
-    "~": "\\textasciitilde{}",
-    "^": "\\textasciicircum{}",
-    "<": "$<$",
-    ">": "$>$",
-    "|": "\\textbar{}",
-    words.MINUS: "$-$",
-    words.NOTHING: "--",
-    "Δ": "$\\Delta$",
-    "±": "$\\pm$",
-    "×": "$\\times$",
-    "≤": "$\\le$",
-    "→": "$\\rightarrow$",
-    "·": "$\\cdot$",
-    "“": "``",
-    "”": "''",
-}
-
-
-def tex(text: str) -> str:
-    """Names are text, never commands."""
-    return "".join(_TEX.get(letter, letter) for letter in " ".join(text.split()))

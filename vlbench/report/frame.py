@@ -97,7 +97,8 @@ class ArmFrame:
     """One arm: its plan entry, its runs by seed, and its scores.
 
     scores: checkpoint -> metric -> (seeds, queries) fractions; NaN where a query is outside a metric's population.
-    reported: numbers that a paper printed for this variant, as the plan keeps them.
+    reported: numbers that a paper printed for this variant, as the plan keeps them. flops: of one inference, None in
+    older plans.
     """
 
     name: str
@@ -106,6 +107,7 @@ class ArmFrame:
     features: str
     edits: tuple[str, ...]
     parameters: int
+    flops: int | None
     reported: tuple[Mapping[str, Any], ...]
     runs: tuple[Run, ...]
     scores: Mapping[str, Mapping[str, Floats]] = field(repr=False)
@@ -414,6 +416,7 @@ def _arms(
                 features=str(entry.get("features", "")),
                 edits=tuple(entry.get("edits", ())),
                 parameters=int(entry["parameters"]),
+                flops=None if entry.get("flops") is None else int(entry["flops"]),
                 reported=tuple(entry.get("reported", ())),
                 runs=tuple(runs),
                 scores=scores,

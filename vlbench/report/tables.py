@@ -61,6 +61,7 @@ def arms_table(comparison: Comparison) -> Table:
         Column("Arm"),
         Column("Changed"),
         Column("Parameters", True, "trainable and fixed, of the whole model"),
+        Column("FLOPs", True, "of one inference on the longest video and query; a multiply-add counts as two"),
         Column("Training", True, "mean time of one training run"),
         Column("Seeds", True),
     )
@@ -69,6 +70,7 @@ def arms_table(comparison: Comparison) -> Table:
             Cell(arm.name, number),
             Cell("; ".join(arm.edits) or f"{arm.variant}, {arm.features}"),
             Cell(words.count(arm.parameters), arm.parameters),
+            Cell(words.NOTHING if arm.flops is None else words.count(arm.flops), arm.flops),
             Cell(words.duration(arm.seconds), arm.seconds),
             Cell(str(len(arm.runs)), len(arm.runs)),
         )
@@ -459,7 +461,7 @@ def terminal(comparison: Comparison) -> RenderableType:
     frame = comparison.frame
     parts: list[RenderableType] = [
         Text(_ascii(f"{frame.study} · {setting(comparison)}"), style="bold"),
-        _rich(arms_table(comparison), ("Arm", "Changed", "Parameters", "Training")),
+        _rich(arms_table(comparison), ("Arm", "Changed", "Parameters", "FLOPs", "Training")),
         Text(),
         Text(_ascii(f"Points of the {comparison.checkpoint} checkpoint. Difference: {sign(comparison)}.")),
     ]

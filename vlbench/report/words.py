@@ -64,8 +64,8 @@ def p_equals(value: float | None, name: str = "p") -> str:
 
 
 def count(number: int) -> str:
-    """A number of parameters: ``9.3M``, ``512.0k``, ``87``."""
-    for size, letter in ((1e6, "M"), (1e3, "k")):
+    """A number of parameters or operations: ``1.2G``, ``9.3M``, ``512.0k``, ``87``."""
+    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if number >= size:
             return f"{number / size:.1f}{letter}"
     return str(number)

@@ -39,6 +39,16 @@ class Planned:
 
 
 @dataclass(frozen=True, slots=True)
+class Size:
+    """What a variant costs. flops: operations of one inference, a multiply-add being two, for the longest video and
+    query that the dataset's rule keeps.
+    """
+
+    parameters: int
+    flops: int
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """All cells of one study.
 
@@ -62,7 +72,7 @@ class Plan:
     primary: tuple[str, ...]
     margin: float
     cells: tuple[Planned, ...]
-    parameters: Mapping[str, int]
+    sizes: Mapping[str, Size]
     notes: tuple[str, ...] = ()
     claims: tuple[Claim, ...] = ()
     design: Design | None = None
@@ -114,7 +124,8 @@ class Plan:
                     "title": arm.variant.title,
                     "features": str(arm.variant.features),
                     "edits": [str(edit) for edit in arm.edits],
-                    "parameters": self.parameters[arm.name],
+                    "parameters": self.sizes[arm.name].parameters,
+                    "flops": self.sizes[arm.name].flops,
                     "reported": [
                         {"dataset": r.dataset, "split": r.split, "source": r.source, "values": dict(r.values)}
                         for r in arm.variant.reported
@@ -172,10 +183,10 @@ def make_plan(
                 DataRef(dataset.name, {role: prints[role] for role in ("fit", "tune")}, tasks),
                 DataRef(dataset.name, {"report": prints["report"]}, tasks),
             )
-    cells, parameters = [], {}
+    cells, sizes = [], {}
     for arm in arms:
         training, reporting = references[arm.variant.features]
-        parameters[arm.name] = count_parameters(arm.variant, dataset, store)
+        sizes[arm.name] = size_of(arm.variant, dataset, store)
         for seed in seeds:
             fit = Fit(arm.variant, training, seed)
             score = score_of(fit, reporting)
@@ -195,7 +206,7 @@ def make_plan(
         primary=tuple(known),
         margin=margin,
         cells=tuple(cells),
-        parameters=parameters,
+        sizes=sizes,
         notes=tuple(notes),
         claims=tuple(claims),
         design=design,
@@ -222,25 +233,28 @@ def expected_seconds(plan: Plan, store: Store) -> float | None:
     return sum(statistics.median(per_arm.get(cell.arm, known)) for cell in plan.todo)
 
 
-def count_parameters(variant: Variant, dataset: Dataset, store: Store) -> int:
-    """The model's parameters on this dataset's widths. Counted once with torch, then kept in the store."""
+def size_of(variant: Variant, dataset: Dataset, store: Store) -> Size:
+    """The model's size on this dataset. Measured once with torch, then kept in the store."""
     clip_width, word_width = dataset.input_widths(variant.features)
     content = variant_identity(variant)
     del content["recipe"]
-    key = digest([content, clip_width, word_width, sorted(dataset.trains)])[:16]
-    path = store.root / "parameters.json"
+    rows = {"clips": dataset.max_clips, "words": dataset.max_words}
+    key = digest([content, clip_width, word_width, sorted(dataset.trains), rows])[:16]
+    path = store.root / "sizes.json"
     known = read_json(path) or {}
     if key not in known:
+        from vlbench.nn.flops import flops_per_query
         from vlbench.nn.model import assemble, parameters_of
 
         model = assemble(variant, clip_width=clip_width, word_width=word_width, seed=0, tasks=dataset.trains)
-        known[key] = parameters_of(model)
+        flops = flops_per_query(variant, clip_width=clip_width, word_width=word_width, tasks=dataset.trains, **rows)
+        known[key] = [parameters_of(model), flops]
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             write_text(path, canonical(known))
         except OSError:  # a store that cannot be written is reported by the run that needs it
             pass
-    return int(known[key])
+    return Size(*known[key])
 
 
 def _state(store: Store, fit: Fit, score: Score) -> tuple[Status, str]:
