@@ -16,6 +16,7 @@ _COMMANDS = {
     "list": "vlbench.cli.show:list_",
     "show": "vlbench.cli.show:show",
     "check": "vlbench.cli.check:check",
+    "selftest": "vlbench.cli.selftest:selftest",
     "data": "vlbench.cli.data:data",
     "train": "vlbench.cli.train:train",
     "ablate": "vlbench.cli.ablate:ablate",
