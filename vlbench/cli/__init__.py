@@ -22,6 +22,7 @@ _COMMANDS = {
     "ablate": "vlbench.cli.ablate:ablate",
     "report": "vlbench.cli.report:report",
     "score": "vlbench.cli.score:score",
+    "diff": "vlbench.cli.diff:diff",
     "compare": "vlbench.cli.compare:compare",
     "runs": "vlbench.cli.runs:runs",
 }
