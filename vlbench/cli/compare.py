@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -118,20 +120,21 @@ def compare(
     for value, name in ((clip_s, "--clip"), (margin, "--margin")):
         if not 0 < value < float("inf"):
             raise click.BadParameter("has to be positive", param_hint=name)
-    found = versus.compare(
-        versus.read(
-            versus.parse(methods),
-            annotations,
-            baseline=baseline,
-            cluster=cluster,
-            primary=primary,
-            mode=mode,
-            clip_s=clip_s,
-            allow_missing=allow_missing,
-        ),
-        margin=margin,
-        estimand=None if estimand == "auto" else estimand,  # type: ignore[arg-type]
-    )
+    with _busy():
+        found = versus.compare(
+            versus.read(
+                versus.parse(methods),
+                annotations,
+                baseline=baseline,
+                cluster=cluster,
+                primary=primary,
+                mode=mode,
+                clip_s=clip_s,
+                allow_missing=allow_missing,
+            ),
+            margin=margin,
+            estimand=None if estimand == "auto" else estimand,  # type: ignore[arg-type]
+        )
     written = [] if csv_file is None else [report.save(csv_file, report.to_csv(found))]
     written += [] if out is None else report.write(found, out, number=top)
     if as_json:
@@ -144,3 +147,15 @@ def compare(
     for path in written:
         click.echo(f"written: {path}")
     return 0
+
+
+@contextlib.contextmanager
+def _busy() -> Iterator[None]:
+    """A sign of life on a terminal, nothing in a pipe."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    from rich.console import Console
+
+    with Console(stderr=True).status("reading and scoring"):
+        yield

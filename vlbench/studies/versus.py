@@ -539,7 +539,7 @@ def strata(queries: Sequence[Query]) -> tuple[Stratum, ...]:
     found = [
         *_by_word("moment length", lengths, ("short, up to 10 s", "middle, 10 to 30 s", "long, over 30 s", "mixed")),
         *_by_word("moments", counts, ("1", "2", "3 or more")),
-        *_by_tercile("video length", np.array([q.duration_s for q in queries]), lambda x: f"{x:g} s"),
+        *_by_tercile("video length", np.array([q.duration_s for q in queries]), lambda x: f"{x:.4g} s"),
         *_by_tercile("annotator agreement", np.array([agreement(q) for q in queries]), lambda x: f"{x:.2f}"),
     ]
     return tuple(found)
@@ -676,9 +676,12 @@ class Seen:
 
 @dataclass(frozen=True, slots=True)
 class Moved:
-    """A query on which a method and the baseline differ much. points: method minus baseline."""
+    """A query on which a method and the baseline differ much. row: its place in ``Versus.queries`` and in every run's
+    predictions. points: method minus baseline.
+    """
 
     metric: str
+    row: int
     qid: Qid
     text: str
     vid: str
@@ -869,6 +872,7 @@ def _moved(versus: Versus, method: Method, metric: str, row: int, means: Sequenc
     windows = np.zeros((0, 2)) if query.windows_se is None else query.windows_se
     return Moved(
         metric=metric,
+        row=row,
         qid=query.qid,
         text=query.text,
         vid=query.vid,
