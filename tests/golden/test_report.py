@@ -12,8 +12,9 @@ import pytest
 
 from tests.unit.report_store import build_store, make_scores
 from vlbench.report.compare import compare
-from vlbench.report.formats import to_latex, to_markdown
+from vlbench.report.formats import to_markdown
 from vlbench.report.frame import read
+from vlbench.report.latex import to_latex
 
 GOLDEN = Path(__file__).with_name("report")
 

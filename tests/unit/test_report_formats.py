@@ -14,8 +14,9 @@ from rich.console import Console
 from tests.unit.report_store import build_store, make_scores
 from vlbench.report import figures, words
 from vlbench.report.compare import Comparison, compare
-from vlbench.report.formats import to_csv, to_json, to_latex, to_markdown
+from vlbench.report.formats import to_csv, to_json, to_markdown
 from vlbench.report.frame import read
+from vlbench.report.latex import to_latex
 from vlbench.report.page import Report, study_page
 from vlbench.report.tables import terminal
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 from vlbench.report import words
 from vlbench.report.compare import ALPHA, Comparison
-from vlbench.report.formats import tex
 from vlbench.report.frame import title_of
+from vlbench.report.latex import tex
 from vlbench.report.methods import population
 
 

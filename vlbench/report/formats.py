@@ -16,8 +16,11 @@ from typing import Any
 from vlbench.report import words
 from vlbench.report.compare import ALPHA, LEVEL, Comparison, Mean, Row
 from vlbench.report.frame import title_of
+from vlbench.report.latex import to_latex as to_latex
+from vlbench.report.lattice import readings_table
 from vlbench.report.methods import advice, cautions, methods, notes, population
 from vlbench.report.oddities import details
+from vlbench.report.spread import cheaper
 from vlbench.report.tables import (
     Cell,
     Table,
@@ -50,7 +53,11 @@ def to_markdown(comparison: Comparison) -> str:
         parts += [_md_table(metric_table(comparison, metric))]
         if said := advice(comparison, metric):
             parts.append("\n".join(f"- {_md(remark)}" for remark in said))
+    together = [table for metric in comparison.metrics if (table := readings_table(comparison, metric)) is not None]
+    parts += ["## How the components go together", *map(_md_table, together)] if together else []
     parts += ["## Uncertainty and effect sizes", _md_table(errors_table(comparison))]
+    if said := cheaper(comparison):
+        parts.append("\n".join(f"- {_md(sentence)}" for sentence in said))
     parts += ["## Selected and last checkpoint", _md_table(checkpoints_table(comparison))]
     if comparison.exploratory:
         parts += ["## Exploratory metrics", _md_table(exploratory_table(comparison))]

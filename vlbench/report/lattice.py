@@ -16,7 +16,6 @@ from vlbench.report.compare import LEVEL, Comparison, Row
 from vlbench.report.figures import COLOURS, INK, MUTED, PANEL_WIDTH, RULE, Panel, Plot, limits, short
 from vlbench.report.frame import title_of
 from vlbench.report.tables import Cell, Column, Table
-from vlbench.stats import factorial
 from vlbench.stats.design import contrast
 
 if TYPE_CHECKING:
@@ -306,53 +305,14 @@ def _falls(axes: Axes, comparison: Comparison, metric: str, rows: Sequence[Row],
 # --- the words --------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Reading:
-    """How one component goes with the others. ``word``: redundant, synergistic or additive; ``se`` in points."""
-
-    component: str
-    first: float
-    last: float
-    shapley: float | None
-    se: float
-    word: str
-
-
-def readings(comparison: Comparison, metric: str) -> list[Reading]:
-    """One per component of which both the gain alone and the gain as the last one in are known.
-
-    The standard error is that of the difference of the two gains.
-    """
-    cells, frame = _cells(comparison), comparison.frame
-    values = frame.values(metric, comparison.checkpoint)
-    found = []
-    for index, title in enumerate(_titles(comparison)):
-        count = len(_titles(comparison))
-        last, first = factorial.leave_one_out(count, index), factorial.add_one_in(count, index)
-        if count < 2 or not (last.keys() | first.keys()) <= cells.keys():
-            continue
-        weights: dict[str, float] = {}
-        for sign, side in ((1, last), (-1, first)):
-            for cell, weight in side.items():
-                weights[cells[cell]] = weights.get(cells[cell], 0.0) + sign * weight
-        gap = contrast(values, {arm: weight for arm, weight in weights.items() if weight})
-        gains = [
-            sum(weight * comparison.means[cells[cell], metric].points for cell, weight in side.items())
-            for side in (first, last)
-        ]
-        share = next(
-            (row.points for row in _rows(comparison, metric, "shapley") if _component(comparison, row) == title), None
-        )
-        word = factorial.reading(gains[0], gains[1], 100 * gap.se)
-        found.append(Reading(title, gains[0], gains[1], share, 100 * gap.se, word))
-    return found
-
-
 def readings_table(comparison: Comparison, metric: str) -> Table | None:
     """The readings as a table; None without any."""
-    found = readings(comparison, metric)
+    components = [factor.name for factor in comparison.frame.design.factors] if comparison.frame.design else []
+    found = [(name, reading) for name in components if (reading := comparison.reading(name, metric)) is not None]
     if not found:
         return None
+    shapley = {row.claim.components: row.points for row in _rows(comparison, metric, "shapley")}
+    shares = comparison.variance_shares(metric)
     columns = (
         Column("Component"),
         Column("First in", True, "what the component gains alone, put into the empty model; in points"),
@@ -362,21 +322,22 @@ def readings_table(comparison: Comparison, metric: str) -> Table | None:
         Column("SE", True, "of last minus first, in points"),
         Column(
             "Reading",
-            False,
-            "redundant: it gains less beside the others; synergistic: it gains more; additive: "
-            "the two gains differ by no more than one standard error",
+            note="redundant: it gains less beside the others; synergistic: it gains more; additive: the two gains "
+            "differ by no more than one standard error",
         ),
+        Column("Share", True, "of the variance of the cells' means that is this component's own; chance is in it too"),
     )
     rows = tuple(
         (
-            Cell(reading.component),
-            Cell(words.signed(reading.first), reading.first),
+            Cell(title := comparison.frame.title_of_component(name)),
+            Cell(words.signed(reading.alone), reading.alone),
             Cell(words.signed(reading.last), reading.last),
-            Cell(words.signed(reading.shapley), reading.shapley),
-            Cell(words.signed(reading.last - reading.first), reading.last - reading.first),
+            Cell(words.signed(shapley.get((name,))), shapley.get((name,))),
+            Cell(words.signed(reading.last - reading.alone), reading.last - reading.alone),
             Cell(words.points(reading.se), reading.se),
             Cell(reading.word),
+            Cell(f"{100 * shares[title]:.0f}%" if title in shares else words.NOTHING, shares.get(title)),
         )
-        for reading in found
+        for name, reading in found
     )
     return Table(f"readings-{metric}", f"How the components go together on {title_of(metric)}.", columns, rows)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from urllib.parse import quote
 from vlbench.canon import digest
 from vlbench.errors import PlanError, StoreError, VlbenchError, suggestion
 from vlbench.files import replacing
-from vlbench.report import bibliography, figures, formats
+from vlbench.report import bibliography, figures, formats, latex
 from vlbench.report.compare import Comparison, compare
 from vlbench.report.explorer import explore
 from vlbench.report.frame import Frame, read
@@ -21,15 +22,16 @@ from vlbench.report.page import Entry, Report, entry_of, index_page, study_page
 from vlbench.runs.store import Store
 
 Format = Literal["all", "html", "md", "csv", "latex", "json"]
-MANIFEST_FORMAT = 1
+MANIFEST = "manifest.json"
+MANIFEST_FORMAT = 2  # 2: every number with its value
 
-_TEXTS: tuple[tuple[Format, str, Callable[[Comparison], str]], ...] = (
-    ("md", "report.md", formats.to_markdown),
-    ("csv", "comparison.csv", formats.to_csv),
-    ("latex", "comparison.tex", formats.to_latex),
-    ("latex", "methods.tex", bibliography.paragraph),
-    ("latex", "references.bib", lambda comparison: bibliography.bibtex(bibliography.used(comparison))),
-    ("json", "results.json", formats.to_json),
+_TEXTS: tuple[tuple[Format, str, Callable[[Comparison, latex.Spread], str]], ...] = (
+    ("md", "report.md", lambda comparison, _: formats.to_markdown(comparison)),
+    ("csv", "comparison.csv", lambda comparison, _: formats.to_csv(comparison)),
+    ("latex", "comparison.tex", latex.to_latex),
+    ("latex", "methods.tex", lambda comparison, _: bibliography.paragraph(comparison)),
+    ("latex", "references.bib", lambda comparison, _: bibliography.bibtex(bibliography.used(comparison))),
+    ("json", "results.json", lambda comparison, _: formats.to_json(comparison)),
 )
 
 
@@ -44,16 +46,23 @@ class Outcome:
 
 
 def write(
-    store: Store, study: str, out: Path, *, allow_missing: bool = False, format: Format = "all", index: bool = True
+    store: Store,
+    study: str,
+    out: Path,
+    *,
+    allow_missing: bool = False,
+    format: Format = "all",
+    index: bool = True,
+    spread: latex.Spread = "sd",
 ) -> list[Path]:
     """The report of one study under ``out/<study>/``.
 
     Args: format: one of the formats, or "all" with figures. index: link to the index page, which
-        ``write_index`` writes.
+        ``write_index`` writes. spread: what LaTeX tables print after ±.
     Returns: the files, in the order written; ``manifest.json`` is the last.
     Raises: PlanError for holes (see ``frame.read``) or an unknown format, StoreError where files cannot be written.
     """
-    return _write(store, compare(read(store, study, allow_missing=allow_missing)), out, format, index)
+    return _write(store, compare(read(store, study, allow_missing=allow_missing)), out, format, index, spread)
 
 
 def write_all(
@@ -63,6 +72,7 @@ def write_all(
     studies: Sequence[str] | None = None,
     allow_missing: bool = False,
     format: Format = "all",
+    spread: latex.Spread = "sd",
     done: Callable[[Outcome], None] | None = None,
 ) -> list[Outcome]:
     """Reports of all studies (or of those named) and the index over the whole store.
@@ -80,7 +90,7 @@ def write_all(
     for study in wanted:
         try:
             found = compare(read(store, study, allow_missing=allow_missing))
-            outcome = Outcome(study, tuple(_write(store, found, out, format, index=pages)), found)
+            outcome = Outcome(study, tuple(_write(store, found, out, format, pages, spread)), found)
         except VlbenchError as problem:
             outcome = Outcome(study, problem=problem)
         outcomes.append(outcome)
@@ -124,7 +134,9 @@ def _entry(store: Store, outcome: Outcome, out: Path) -> Entry:
     return Entry(study=outcome.study, question=question, problem=str(outcome.problem))
 
 
-def _write(store: Store, comparison: Comparison, out: Path, format: Format, index: bool) -> list[Path]:
+def _write(
+    store: Store, comparison: Comparison, out: Path, format: Format, index: bool, spread: latex.Spread
+) -> list[Path]:
     if format not in get_args(Format):
         raise PlanError(f'"{format}" is not a format', hint=suggestion(format, get_args(Format)))
     frame = comparison.frame
@@ -141,33 +153,39 @@ def _write(store: Store, comparison: Comparison, out: Path, format: Format, inde
         written.append(folder / name)
 
     for name, make in texts:
-        save(name, make(comparison).encode())
+        save(name, make(comparison, spread).encode())
     for name, plot in drawn:
         save(f"{name}.svg", figures.to_svg(plot).encode())
         save(f"{name}.png", figures.to_png(plot))
         save(f"{name}.csv", figures.to_csv(plot).encode())
     if format in ("all", "html"):
         beside = tuple(str(path.relative_to(folder).as_posix()) for path in written)
-        save(
-            "index.html",
-            study_page(Report(comparison, plots, beside, explore(store, comparison)), index=index).encode(),
-        )
+        report = Report(comparison, plots, beside, explore(store, comparison))
+        save("index.html", study_page(report, index=index).encode())
     made = {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in written}
-    save("manifest.json", _json(manifest(store, comparison, made)))
+    save(MANIFEST, _json(manifest(store, comparison, made)))
     return written
 
 
 def manifest(store: Store, comparison: Comparison, files: dict[str, str]) -> dict[str, Any]:
-    """The cells behind every number: ids, digests of what they are and of what they left, and who uses them.
+    """The cells behind every number: ids, digests of what they are and of what they left, and who uses them; and the
+    number, in points, so that it can be compared with what the cells give (see ``verify``).
 
     A number is found by checkpoint, arm or claim, and metric; ``from`` names the arms whose cells it is computed from.
     """
     frame = comparison.frame
     checkpoints = [comparison] if comparison.other is None else [comparison, comparison.other]
     numbers = [
-        {"checkpoint": one.checkpoint, "number": "mean", "arm": arm, "metric": metric, "from": [arm]}
+        {
+            "checkpoint": one.checkpoint,
+            "number": "mean",
+            "arm": arm,
+            "metric": metric,
+            "from": [arm],
+            "value": {"points": mean.points, "low": mean.low, "high": mean.high, "seed_sd": mean.sd_seeds},
+        }
         for one in checkpoints
-        for arm, metric in one.means
+        for (arm, metric), mean in one.means.items()
     ]
     numbers += [
         {
@@ -176,6 +194,14 @@ def manifest(store: Store, comparison: Comparison, files: dict[str, str]) -> dic
             "claim": row.name,
             "metric": row.metric,
             "from": list(row.claim.weights),
+            "value": {
+                "points": row.points,
+                "low": row.low,
+                "high": row.high,
+                "p": row.p if math.isfinite(row.p) else None,
+                "p_adjusted": row.p_adjusted,
+                "verdict": None if row.verdict is None else row.verdict.word,
+            },
         }
         for one in checkpoints
         for row in (*one.rows, *one.effects, *one.exploratory)
