@@ -275,7 +275,7 @@ def read(store: Store, study: str, *, allow_missing: bool = False) -> Frame:
         were not scored on the same queries.
     """
     plan = store.load_plan(study)
-    command = _command(plan)
+    command = command_of(plan)
     planned = tuple(int(seed) for seed in plan["seeds"])
     looked = [_hole(store, str(arm["name"]), cell) for arm in plan["arms"] for cell in arm["cells"]]
     holes = tuple(hole for hole in looked if hole is not None)
@@ -373,7 +373,7 @@ def _incomplete(
     return PlanError(f"{lead}{len(holes)} of {counted(total, 'run')} missing: {named}{more}", where=study, hint=hint)
 
 
-def _command(plan: Mapping[str, Any]) -> str:
+def command_of(plan: Mapping[str, Any]) -> str:
     """The command that runs what is missing: the plan's own where it was kept, else made from the plan."""
     if plan.get("command"):
         return str(plan["command"])
