@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING, Any, cast
 import click
 
 if TYPE_CHECKING:
-    from vlbench.report.write import Outcome
+    from collections.abc import Sequence
+
+    from vlbench.report.latex import Spread
+    from vlbench.report.write import Format, Outcome
+    from vlbench.runs.store import Store
+
+ALL = "*"  # no study can have this name
 
 
 @click.command(
@@ -18,6 +24,9 @@ Examples:
   vlbench report --out reports/
   vlbench report --study ablate-fra-planted-quick --format latex
   vlbench report --allow-missing
+  vlbench report --study ablate-fra --watch
+  vlbench report --verify
+  vlbench report --verify ablate-fra
 """,
 )
 @click.option("--study", "studies", multiple=True, metavar="NAME", help="Only this study. Repeatable. [default: all]")
@@ -37,26 +46,75 @@ Examples:
     show_default=True,
     help="all: every format, with figures as SVG, PNG and CSV.",
 )
-def report(studies: tuple[str, ...], allow_missing: bool, out: Path, format_: str) -> int:
+@click.option(
+    "--plus-minus",
+    "spread",
+    type=click.Choice(["sd", "se", "ci"]),
+    default="sd",
+    show_default=True,
+    help="What LaTeX prints after a mean: sd of the runs, standard error, half a 95% interval. The caption says which.",
+)
+@click.option("--watch", is_flag=True, help="Render while studies run, until they are complete.")
+@click.option(
+    "--every",
+    type=click.FloatRange(min=0.1),
+    default=5.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="With --watch: how often to look.",
+)
+@click.option(
+    "--verify",
+    is_flag=False,
+    flag_value=ALL,
+    metavar="[STUDY]",
+    help="Write nothing: compute every number of the reports anew from the store, and compare.",
+)
+def report(
+    studies: tuple[str, ...],
+    allow_missing: bool,
+    out: Path,
+    format_: str,
+    spread: str,
+    watch: bool,
+    every: float,
+    verify: str | None,
+) -> int:
     """Render what the store holds: a page per study, an index, tables to paste and figures. Nothing is computed anew.
 
     A study with missing runs is not reported unless --allow-missing is given; the line says what is missing and the
-    command that runs it.
+    command that runs it. While a study is watched its page shows progress and curves, and no comparison: p-values that
+    are looked at before the declared plan is complete tempt to stop at the best moment.
 
-    Exit status: 0 complete, 1 some studies could not be reported (named), 2 a mistake in what was asked.
+    Exit status: 0 complete, 1 some studies could not be reported or differ from their report (named), 2 a mistake in
+    what was asked.
     """
+    from vlbench.errors import PlanError
+    from vlbench.report.latex import Spread
     from vlbench.report.write import Format, write_all
     from vlbench.runs.store import Store
     from vlbench.workspace import find
+
+    if verify is not None and watch:
+        raise PlanError("--verify and --watch cannot be asked for at once", hint="watch first, then verify")
+    if watch and allow_missing:
+        raise PlanError(
+            "--watch shows what is missing and judges complete studies only",
+            where="--allow-missing",
+            hint="leave one of the two out",
+        )
 
     store = Store(find().store)
     if not store.studies("ablation") and not studies:
         click.echo(f"no study in {store.root}", err=True)
         click.echo("make one: vlbench ablate --component fra", err=True)
         return 0
-    outcomes = write_all(
-        store, out, studies=studies, allow_missing=allow_missing, format=cast(Format, format_), done=_say
-    )
+    kind, after = cast(Format, format_), cast(Spread, spread)
+    if verify is not None:
+        return _verify(store, out, [*studies, *([verify] if verify != ALL else [])])
+    if watch:
+        return _watch(store, out, studies, kind, after, every)
+    outcomes = write_all(store, out, studies=studies, allow_missing=allow_missing, format=kind, spread=after, done=_say)
     if format_ in ("all", "html"):
         click.echo(f"index: {out / 'index.html'}")
     return 1 if any(outcome.problem is not None for outcome in outcomes) else 0
@@ -74,3 +132,42 @@ def _say(outcome: Outcome) -> None:
     holes = len(outcome.comparison.frame.holes)
     missing = f" ({holes} {'run' if holes == 1 else 'runs'} missing)" if holes else ""
     click.echo(f"{outcome.study}: {shown}{missing}")
+
+
+def _verify(store: Store, out: Path, studies: Sequence[str]) -> int:
+    """A line per report, and one per difference."""
+    from vlbench.report.verify import verify
+    from vlbench.report.write import MANIFEST
+
+    named = list(dict.fromkeys(studies)) or [study for study in _known(store) if (out / study / MANIFEST).exists()]
+    if not named:
+        click.echo(f"no report in {out}", err=True)
+        return 0
+    found = [verify(store, study, out) for study in _known(store, named)]
+    for one in found:
+        click.echo(one.line)
+        for problem in one.problems:
+            click.echo(f"  {problem}", err=True)
+    return 1 if any(one.problems for one in found) else 0
+
+
+def _watch(store: Store, out: Path, studies: Sequence[str], format_: Format, spread: Spread, every: float) -> int:
+    """A line whenever something has changed."""
+    from vlbench.report.progress import watch
+
+    named = _known(store, studies) if studies else _known(store)
+    problems = watch(store, out, studies=named, format=format_, spread=spread, every_s=every, say=click.echo)
+    for problem in problems:
+        click.echo(problem, err=True)
+    return 1 if problems else 0
+
+
+def _known(store: Store, named: Sequence[str] = ()) -> list[str]:
+    """The studies of the store, or those named. Raises: PlanError for a name that the store does not have."""
+    from vlbench.errors import PlanError, suggestion
+
+    known = store.studies("ablation")
+    for study in named:
+        if study not in known:
+            raise PlanError(f'the store has no study "{study}"', where=store.root, hint=suggestion(study, known))
+    return list(named) or known

@@ -17,11 +17,11 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from vlbench.report import words
 from vlbench.report.compare import Comparison, Row, sign
-from vlbench.report.frame import ArmFrame, Run, title_of
+from vlbench.report.frame import Curve, title_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -205,16 +205,43 @@ def _forest(axes: Axes, comparison: Comparison, metric: str) -> None:
 
 def learning_curves(comparison: Comparison) -> Plot | None:
     """Per primary metric: the tune split's score by epoch, a thin line per run, bold the mean; and the total loss."""
-    frame = comparison.frame
-    arms = frame.arms
+    return curves_of(comparison.frame.arms, comparison.metrics)
+
+
+class Trained(Protocol):
+    """A run as far as its curve goes."""
+
+    @property
+    def seed(self) -> int:
+        """Its seed."""
+
+    @property
+    def curve(self) -> Curve:
+        """Its curve up to now."""
+
+
+class Curved(Protocol):
+    """An arm as far as its curves go."""
+
+    @property
+    def name(self) -> str:
+        """Its name."""
+
+    @property
+    def runs(self) -> Sequence[Trained]:
+        """Its runs."""
+
+
+def curves_of(arms: Sequence[Curved], metrics: Sequence[str]) -> Plot | None:
+    """The learning curves of finished or running arms; None where no event was kept."""
     height = 2.35 + 0.17 * len(arms)
-    scored = [m for m in comparison.metrics if any(m in run.curve.tune for arm in arms for run in arm.runs)]
+    scored = [m for m in metrics if any(m in run.curve.tune for arm in arms for run in arm.runs)]
     panels = [
         Panel(
             f"curves-{metric}",
             f"Learning curves of {title_of(metric)} on the tune split, ending at: {_endings(arms, metric)}.",
             (PANEL_WIDTH, height),
-            partial(_curves, comparison=comparison, metric=metric),
+            partial(_curves, arms=arms, metric=metric),
         )
         for metric in scored
     ]
@@ -224,7 +251,7 @@ def learning_curves(comparison: Comparison) -> Plot | None:
                 "curves-loss",
                 "Training loss by epoch, one line per run.",
                 (PANEL_WIDTH, height),
-                partial(_curves, comparison=comparison, metric=None),
+                partial(_curves, arms=arms, metric=None),
             )
         )
     if not panels:
@@ -233,25 +260,25 @@ def learning_curves(comparison: Comparison) -> Plot | None:
         "Learning curves. Thin: one run. Bold: the mean over seeds. Rings: the epoch whose weights were selected. "
         "The score is that of the tune split, in points; the reported queries are not looked at while training."
     )
-    return Plot("curves", caption, tuple(panels), tuple(_curve_rows(comparison)))
+    return Plot("curves", caption, tuple(panels), tuple(_curve_rows(arms)))
 
 
-def _series(run: Run, metric: str | None) -> tuple[Sequence[int], Sequence[float]]:
+def _series(run: Trained, metric: str | None) -> tuple[Sequence[int], Sequence[float]]:
     """Epochs and tune scores of a metric, or the total loss for None."""
     if metric is None:
         return run.curve.epochs, run.curve.losses.get("total", ())
     return run.curve.tuned, run.curve.tune.get(metric, ())
 
 
-def _curves(axes: Axes, comparison: Comparison, metric: str | None) -> None:
+def _curves(axes: Axes, arms: Sequence[Curved], metric: str | None) -> None:
     from matplotlib.lines import Line2D
     from matplotlib.ticker import MaxNLocator
 
     axes.grid(axis="y", color=RULE, lw=0.6)
     axes.set_axisbelow(True)
     handles, labels = [], []
-    for arm in comparison.frame.arms:
-        colour, dash = colour_of(comparison, arm.name), _dash(comparison, arm.name)
+    for number, arm in enumerate(arms):
+        colour, dash = _colour(number), DASHES[number % len(DASHES)]
         by_epoch: dict[int, list[float]] = {}
         for run in arm.runs:
             epochs, values = _series(run, metric)
@@ -274,7 +301,7 @@ def _curves(axes: Axes, comparison: Comparison, metric: str | None) -> None:
     axes.legend(handles, labels, loc="upper left", bbox_to_anchor=(-0.02, -0.26), borderaxespad=0, handlelength=2.6)
 
 
-def _endings(arms: Sequence[ArmFrame], metric: str) -> str:
+def _endings(arms: Sequence[Curved], metric: str) -> str:
     said = []
     for arm in arms:
         last = [run.curve.tune[metric][-1] for run in arm.runs if run.curve.tune.get(metric)]
@@ -283,8 +310,8 @@ def _endings(arms: Sequence[ArmFrame], metric: str) -> str:
     return "; ".join(said)
 
 
-def _curve_rows(comparison: Comparison) -> Iterator[dict[str, Any]]:
-    for arm in comparison.frame.arms:
+def _curve_rows(arms: Sequence[Curved]) -> Iterator[dict[str, Any]]:
+    for arm in arms:
         for run in arm.runs:
             curve = run.curve
             series = [(f"tune/{name}", curve.tuned, values) for name, values in curve.tune.items()]
@@ -301,18 +328,13 @@ def _curve_rows(comparison: Comparison) -> Iterator[dict[str, Any]]:
                     }
 
 
-def _number(comparison: Comparison, arm: str) -> int:
-    return [entry.name for entry in comparison.frame.arms].index(arm)
-
-
 def colour_of(comparison: Comparison, arm: str) -> str:
     """The arm's colour in every figure; the baseline is ink."""
-    number = _number(comparison, arm)
+    return _colour([entry.name for entry in comparison.frame.arms].index(arm))
+
+
+def _colour(number: int) -> str:
     return COLOURS[(number - 1) % len(COLOURS)] if number else INK
-
-
-def _dash(comparison: Comparison, arm: str) -> str:
-    return DASHES[_number(comparison, arm) % len(DASHES)]
 
 
 # --- rendering --------------------------------------------------------------------------------------------------------

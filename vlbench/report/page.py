@@ -102,6 +102,11 @@ def index_page(entries: Sequence[Entry]) -> str:
     return _render("index.html.j2", entries=entries, counted=counted)
 
 
+def progress_html(**context: Any) -> str:
+    """The HTML of a study that is not finished; ``context`` as ``progress.html.j2`` names it."""
+    return _render("progress.html.j2", **context)
+
+
 def entry_of(comparison: Comparison, href: str) -> Entry:
     """The line of a study on the index page."""
     return Entry(

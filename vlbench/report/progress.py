@@ -1,0 +1,222 @@
+"""A study while it runs: which runs are finished, how they go, and no verdict before the plan is complete.
+
+Error rates hold for a number of runs that was fixed beforehand. Whoever looks at p-values while runs come in and stops
+when they please finds effects that are not there, so a page of an unfinished study shows progress and the curves of
+the tune split, and nothing that compares arms on the reported queries. Declared looks (``--until-decided``) are the
+way to stop early: each of them completes a plan of its own.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from vlbench.errors import VlbenchError
+from vlbench.files import write_text
+from vlbench.report import figures, words
+from vlbench.report.frame import Curve, command_of, curve_of
+from vlbench.report.latex import Spread
+from vlbench.report.page import progress_html
+from vlbench.report.tables import Cell, Column, Table
+from vlbench.report.write import Format, write, write_index
+from vlbench.runs.store import Store
+from vlbench.status import Status
+
+WHY = (
+    "No difference and no p-value is shown before the declared plan is complete: whoever looks while runs come in, and "
+    "stops when the result pleases, finds effects that are not there. The curves are those of the tune split."
+)
+STUCK = (Status.DONE, Status.FAILED)  # nothing more comes of these by waiting
+
+
+@dataclass(frozen=True, slots=True)
+class Going:
+    """One planned run. ``status``: of the fit until it is finished, then of its scoring. cause: of a failure."""
+
+    seed: int
+    status: Status
+    scoring: bool
+    curve: Curve
+    epochs: int | None
+    cause: str = ""
+
+    @property
+    def text(self) -> str:
+        """``done``, ``running, epoch 4 of 60``, ``failed: the loss is nan``."""
+        if self.status is Status.DONE:
+            return "done"
+        if self.cause:
+            return f"{self.status}: {self.cause}"
+        if self.scoring:
+            return "trained, to be scored" if self.status is Status.NEW else f"scoring {self.status}"
+        at = f", epoch {self.curve.epochs[-1]}" if self.curve.epochs else ""
+        return f"{self.status}{at}{f' of {self.epochs}' if at and self.epochs else ''}"
+
+
+@dataclass(frozen=True, slots=True)
+class ArmProgress:
+    """One arm with its planned runs."""
+
+    name: str
+    runs: tuple[Going, ...]
+
+    @property
+    def done(self) -> int:
+        """Runs that are finished and scored."""
+        return sum(run.status is Status.DONE for run in self.runs)
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """A study as far as it is."""
+
+    study: str
+    question: str
+    setting: str
+    primary: tuple[str, ...]
+    arms: tuple[ArmProgress, ...]
+    command: str
+
+    @property
+    def total(self) -> int:
+        """Planned runs."""
+        return sum(len(arm.runs) for arm in self.arms)
+
+    @property
+    def done(self) -> int:
+        """Finished runs."""
+        return sum(arm.done for arm in self.arms)
+
+    @property
+    def complete(self) -> bool:
+        """Whether every planned run is finished, so that the study can be judged."""
+        return self.done == self.total
+
+    @property
+    def stuck(self) -> bool:
+        """Whether nothing is left but failures, so that waiting brings nothing."""
+        return not self.complete and all(run.status in STUCK for arm in self.arms for run in arm.runs)
+
+    @property
+    def holes(self) -> tuple[str, ...]:
+        """``without FRA, seed 2: running, epoch 4 of 60``, for every run that is not finished."""
+        return tuple(
+            f"{arm.name}, seed {run.seed}: {run.text}"
+            for arm in self.arms
+            for run in arm.runs
+            if run.status is not Status.DONE
+        )
+
+    @property
+    def line(self) -> str:
+        """For a terminal."""
+        return f"{self.study}: {self.done} of {words.counted(self.total, 'run')} finished"
+
+
+def look(store: Store, study: str) -> Progress:
+    """How far a study is. Raises: StoreError if the store has no such study."""
+    plan = store.load_plan(study)
+    arms = tuple(
+        ArmProgress(
+            str(arm["name"]),
+            tuple(_going(store, int(cell["seed"]), str(cell["fit"]), str(cell["score"])) for cell in arm["cells"]),
+        )
+        for arm in plan["arms"]
+    )
+    return Progress(
+        study=study,
+        question=str(plan["question"]),
+        setting=" · ".join([str(plan["dataset"]), str(plan["split"]), words.counted(len(plan["seeds"]), "seed")]),
+        primary=tuple(plan["primary"]),
+        arms=arms,
+        command=command_of(plan),
+    )
+
+
+def _going(store: Store, seed: int, fit: str, score: str) -> Going:
+    trained = store.status(fit)
+    scoring = trained is Status.DONE
+    cell = score if scoring else fit
+    status = store.status(cell)
+    failure = store.failure(cell) if status is Status.FAILED else None
+    events = store.events(fit)
+    epochs = next((int(event["epochs"]) for event in reversed(events) if event.get("epochs")), None)
+    return Going(seed, status, scoring, curve_of(store, fit), epochs, str((failure or {}).get("cause", "")))
+
+
+def page(progress: Progress, refresh_s: float | None) -> str:
+    """The HTML of an unfinished study. refresh_s: after how many seconds a browser reads it again; None: never."""
+    columns = (Column("Arm"), Column("Finished", True), *(Column(f"Run {n + 1}") for n in range(_most(progress))))
+    rows = tuple(
+        (
+            Cell(arm.name, number),
+            Cell(f"{arm.done} of {len(arm.runs)}", arm.done),
+            *(Cell(f"seed {run.seed}: {run.text}") for run in arm.runs),
+            *[Cell(words.NOTHING)] * (_most(progress) - len(arm.runs)),
+        )
+        for number, arm in enumerate(progress.arms)
+    )
+    plot = figures.curves_of(progress.arms, progress.primary)
+    return progress_html(
+        progress=progress,
+        why=WHY,
+        table=Table("progress", "Planned runs and how far they are.", columns, rows),
+        panels=[figures.inline(panel) for panel in plot.panels] if plot else [],
+        caption=plot.caption if plot else "",
+        refresh_s=refresh_s,
+    )
+
+
+def _most(progress: Progress) -> int:
+    return max((len(arm.runs) for arm in progress.arms), default=0)
+
+
+def watch(
+    store: Store,
+    out: Path,
+    *,
+    studies: Sequence[str],
+    format: Format = "all",
+    spread: Spread = "sd",
+    every_s: float = 5.0,
+    say: Callable[[str], None],
+    pause: Callable[[float], None] = time.sleep,
+) -> list[str]:
+    """Render studies while they run: progress pages, and the whole report of each as soon as its plan is complete.
+
+    Returns when nothing more can come. say: hears a line whenever something has changed.
+    Returns: why studies have no report, a line each; empty when all have one.
+    Raises: StoreError for a study that the store does not have or where files cannot be written.
+    """
+    pending = list(dict.fromkeys(studies))
+    told: dict[str, tuple[str, ...]] = {}
+    problems: list[str] = []
+    while pending:
+        for study in tuple(pending):
+            progress = look(store, study)
+            if progress.complete:
+                pending.remove(study)
+                try:
+                    paths = write(store, study, out, format=format, spread=spread)
+                except VlbenchError as problem:
+                    problems.append(f"{study}: not reported: {problem}")
+                    continue
+                say(f"{progress.line}: {next((p for p in paths if p.suffix == '.html'), paths[0])}")
+                continue
+            path = out / study / "index.html"
+            if told.get(study) != progress.holes:
+                told[study] = progress.holes
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write_text(path, page(progress, None if progress.stuck else every_s))
+                say(f"{progress.line}; {'; '.join(progress.holes)}")
+            if progress.stuck:
+                pending.remove(study)
+                failed = words.counted(progress.total - progress.done, "run")
+                problems.append(f"{study}: not reported: {failed} failed; to try again: {progress.command}")
+        if pending:
+            pause(every_s)
+    if format in ("all", "html"):
+        write_index(store, out)
+    return problems
