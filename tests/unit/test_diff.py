@@ -14,6 +14,7 @@ from vlbench.cards.library import load_variant
 from vlbench.cli import main
 from vlbench.cli.diff import BARS, MOST_BARS, sparkline
 from vlbench.data.predictions import prediction_of, write_predictions
+from vlbench.data.types import Query
 from vlbench.errors import CardError, DataError, StoreError
 from vlbench.report import diff as d
 from vlbench.report.diff import Scatter, diff_cells, diff_files, diff_variants, kind_of
@@ -104,12 +105,17 @@ def test_a_variant_and_itself_do_not_differ(workspace):
     assert found.keys == () and found.same > 60
 
 
-def test_the_command_shows_keys_and_parameters(run):
-    code, out, err = run("videolights", "videolights_b")
+def test_the_command_shows_keys_and_parameters(run, workspace):
+    (workspace / "models").mkdir()
+    card = (
+        'extends = "videolights_quick"\n[features]\nvideo = ["slowfast", "clip", "blip2"]\ntext = ["clip", "blip2"]\n'
+    )
+    (workspace / "models" / "mine.toml").write_text(card)
+    code, out, err = run("videolights_quick", "mine")
     assert (code, err) == (0, "")
-    assert "features.video  slowfast+clip  slowfast+clip+blip2" in out and "models/videolights_b.toml" in out
+    assert "features.video  slowfast+clip  slowfast+clip+blip2" in out and "models/mine.toml:3" in out
     assert "2 keys differ" in out and "parameters (+" in out
-    code, out, _ = run("videolights", "videolights_b", "--json")
+    code, out, _ = run("videolights_quick", "mine", "--json")
     found = json.loads(out)
     assert [key["key"] for key in found["keys"]] == ["features.video", "features.text"]
     assert found["parameters"][0] < found["parameters"][1]
@@ -117,8 +123,8 @@ def test_the_command_shows_keys_and_parameters(run):
 
 def test_parameters_that_cannot_be_counted_are_told(run, workspace):
     (workspace / "models").mkdir()
-    (workspace / "models" / "mine.toml").write_text('extends = "qd_detr"\n[features]\nvideo = ["i3d"]\n')
-    code, out, _ = run("qd_detr", "mine")
+    (workspace / "models" / "mine.toml").write_text('extends = "videolights_quick"\n[features]\nvideo = ["i3d"]\n')
+    code, out, _ = run("videolights_quick", "mine")
     assert code == 0 and "1 key differs" in out
     assert "the parameters of mine were not counted" in out and "i3d" in out
 
@@ -186,6 +192,13 @@ def test_the_text_and_windows_of_a_query_come_from_its_predictions(store):
     lost = found.losses["mr-map"][0]
     assert lost.text == f"sentence {int(lost.qid) - 100}" and lost.windows == ((2.0, 10.0), (50.0, 58.0))
     assert lost.clips == (1, 1) and lost.gold is None and found.notes == ()
+    truth = {
+        str(100 + q): Query(100 + q, f"sentence {q}" if q % 2 else "another", f"v{q}", 150.0, np.array([[4.0, 6.0]]))
+        for q in range(40)
+    }
+    found = diff_cells(store, a, b, top=40, annotated=truth).queries
+    gold = {int(query.qid) % 2: query.gold for query in found.losses["mr-map"]}
+    assert gold == {1: ((4.0, 6.0),), 0: None}  # the truth of other annotations is not shown
 
 
 def test_cells_scored_on_different_queries_are_not_intersected(workspace):
@@ -252,6 +265,14 @@ def test_the_command_prints_cells_and_writes_figures(store, run, workspace):
 
 def table_of(path):
     return list(csv.DictReader(path.read_text().splitlines()))
+
+
+def test_a_cell_and_itself_are_called_the_same(store, run):
+    (a, *_) = ids(store, "fit")
+    code, out, _ = run(a, a)
+    assert (
+        code == 0 and "A and B are the same cell" in out and "the same in every key" in out and "lost most" not in out
+    )
 
 
 def test_the_same_cells_give_the_same_figures(store, run, workspace):

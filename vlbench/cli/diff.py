@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
+    from vlbench.data.types import Query
     from vlbench.report.diff import CellDiff, KeyDiff, Moved, QueryDiff, Scatter, VariantDiff
     from vlbench.report.figures import Plot
     from vlbench.runs.store import Store
@@ -121,7 +122,8 @@ def diff(
     if kinds[0] == "cell":
         known = store.cell_ids()
         ids = [found.find_cell(name, known, store) for name in (a, b)]
-        cells = found.diff_cells(store, *ids, metrics=metrics, checkpoint=checkpoint, top=top)
+        annotated = _annotated(ids[0], workspace, store) if top else {}
+        cells = found.diff_cells(store, *ids, metrics=metrics, checkpoint=checkpoint, top=top, annotated=annotated)
         _print_json(cells.as_json()) if as_json else _show_cells(cells)
         _figures(out, cells.queries, cells)
         return 0
@@ -171,6 +173,20 @@ def _variants(a: str, b: str, dataset: str | None, workspace: Workspace, store: 
     )
 
 
+def _annotated(cell: str, workspace: Workspace, store: Store) -> dict[str, Query]:
+    """The reporting queries of a cell's dataset by qid as JSON; none where it is not declared here or unreadable."""
+    import json
+
+    from vlbench.data.base import open_dataset
+    from vlbench.errors import VlbenchError
+
+    try:
+        dataset = open_dataset(str(store.spec(cell)["run"]["dataset"]), workspace)
+        return {json.dumps(query.qid): query for query in dataset.queries("report")}
+    except (VlbenchError, KeyError, OSError):  # the truth beside the windows is an extra: the rest stands without it
+        return {}
+
+
 # --- what a person sees -----------------------------------------------------------------------------------------------
 
 
@@ -201,6 +217,8 @@ def _show_cells(found: CellDiff) -> None:
     for letter, side in (("A", found.a), ("B", found.b)):
         scored = f", score {side.score}" if side.score else ""
         click.echo(f"{letter}  {side.name}: {side.status}{scored}")
+    if found.a.fit == found.b.fit and found.a.score == found.b.score:
+        click.echo("A and B are the same cell")
     click.echo("asked for")
     if found.spec:
         _table(("key", "A", "B"), [_values(key) for key in found.spec])

@@ -321,12 +321,20 @@ def diff_variants(a: Variant, b: Variant) -> VariantDiff:
 
 
 def diff_cells(
-    store: Store, a: str, b: str, *, metrics: Sequence[str] = (), checkpoint: str = "selected", top: int = 5
+    store: Store,
+    a: str,
+    b: str,
+    *,
+    metrics: Sequence[str] = (),
+    checkpoint: str = "selected",
+    top: int = 5,
+    annotated: Mapping[str, Query] | None = None,
 ) -> CellDiff:
     """Two cells, each a fit or a score; a fit leads to its scores, a score to its fit.
 
     Args: a, b: ids. metrics: of the query part; none: MR-mAP and HD-mAP where they were scored. top: queries listed
-        each way.
+        each way. annotated: qid as JSON -> the query, to show the truth; one whose sentence is not the one that was
+        answered belongs to other annotations and is left out.
     Raises: StoreError if a file is not what its record says, CardError if a metric was not scored.
     """
     (fit_a, scores_a), (fit_b, scores_b) = _fit_and_scores(store, a), _fit_and_scores(store, b)
@@ -337,7 +345,7 @@ def diff_cells(
     made = [{key: value for key, value in side.made_by.items() if key not in COSTS} for side in sides]
     environment = _keys(*(_flat(facts) for facts in made))
     costs = _keys(*({key: _plain(value) for key, value in _cost(side).items()} for side in sides), all_keys=True)
-    queries, why = _cell_queries(store, sides, metrics, checkpoint, top)
+    queries, why = _cell_queries(store, sides, metrics, checkpoint, top, annotated or {})
     return CellDiff(
         a=sides[0],
         b=sides[1],
@@ -439,7 +447,12 @@ def _cost(side: CellSide) -> dict[str, Any]:
 
 
 def _cell_queries(
-    store: Store, sides: tuple[CellSide, CellSide], metrics: Sequence[str], checkpoint: str, top: int
+    store: Store,
+    sides: tuple[CellSide, CellSide],
+    metrics: Sequence[str],
+    checkpoint: str,
+    top: int,
+    annotated: Mapping[str, Query],
 ) -> tuple[QueryDiff | None, str]:
     unscored = [side.name for side in sides if side.score is None]
     if unscored:
@@ -462,7 +475,9 @@ def _cell_queries(
     for side, found in zip(sides, rows, strict=True):
         if not found:
             notes.append(f"{side.name}: its predictions are not in the store, so its windows are not shown")
-    return _queries((sides[0].name, sides[1].name), scatters, rows[0], rows[1], {}, top, notes), ""
+    said = {qid: row.text for found in rows for qid, row in found.items()}
+    asked = {qid: query for qid, query in annotated.items() if said.get(qid) == query.text}
+    return _queries((sides[0].name, sides[1].name), scatters, rows[0], rows[1], asked, top, notes), ""
 
 
 def _predictions(path: Path) -> dict[str, Prediction]:
