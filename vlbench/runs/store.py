@@ -106,6 +106,13 @@ class Store:
         lines = path.read_bytes().split(b"\n")[:-1]
         return [event for line in lines if (event := _loads(line)) is not None]
 
+    def events_size(self, cell_id: str) -> int:
+        """Bytes of a cell's events so far: it changes with every event, and reading it costs next to nothing."""
+        try:
+            return (self.folder(cell_id) / "events.jsonl").stat().st_size
+        except FileNotFoundError:
+            return 0
+
     def ledger(self) -> list[dict[str, Any]]:
         """Every scoring that looked at a reporting split, in the order of their first looks.
 

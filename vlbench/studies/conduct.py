@@ -40,7 +40,7 @@ def conduct(plan: Plan, store: Store, executor: Executor, options: Options) -> G
     todo = plan.todo
     total = len(todo)
     by_fit = {cell.fit.id: cell for cell in todo}
-    seen = {cell.fit.id: len(store.events(cell.fit.id)) for cell in todo}
+    seen = {cell.fit.id: (store.events_size(cell.fit.id), len(store.events(cell.fit.id))) for cell in todo}
     done = 0
     pending = todo
     for cell in todo:
@@ -74,10 +74,18 @@ def _still_due(cells: Sequence[Planned], store: Store) -> list[Planned]:
     return [cell for cell in (look_again(cell, store) for cell in cells) if cell.status in due]
 
 
-def _news(by_fit: dict[str, Planned], seen: dict[str, int], store: Store, done: int, total: int) -> Iterator[Moment]:
-    """Epochs that were written since the last look."""
+def _news(
+    by_fit: dict[str, Planned], seen: dict[str, tuple[int, int]], store: Store, done: int, total: int
+) -> Iterator[Moment]:
+    """Epochs that were written since the last look. seen: fit -> bytes and events known; only files that grew are read,
+    so that hundreds of waiting fits cost a look at their size.
+    """
     for fit_id, cell in by_fit.items():
+        known_bytes, known = seen[fit_id]
+        size = store.events_size(fit_id)
+        if size == known_bytes:
+            continue
         events = store.events(fit_id)
-        for event in events[seen[fit_id] :]:
+        for event in events[known:]:
             yield Moment("epoch", cell, event, finished=done, total=total)
-        seen[fit_id] = len(events)
+        seen[fit_id] = (size, len(events))
