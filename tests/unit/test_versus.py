@@ -358,7 +358,7 @@ def test_the_files_of_out_hold_the_same_numbers(files, capsys):
     mean = np.mean([v for m, v in zip(table["method"], table["mr-map"], strict=True) if m == "good"])
     assert 100 * mean == pytest.approx(held["all_means"]["good"]["mr-map"])
     text = (folder / "compare.md").read_text()
-    for heading in ("## MR-mAP", "## Errors", "## Saliency", "## Kinds of queries", "## Exploratory metrics",
+    for heading in ("## MR-mAP", "## Uncertainty and effect sizes", "## Errors", "## Saliency", "## Kinds of queries", "## Exploratory metrics",
                     "## The queries that moved most", "## How to read it", "## Files"):  # fmt: skip
         assert heading in text
     assert len(held["strata"]) == sum(row["kind"] == "stratum" for row in rows)
@@ -509,6 +509,10 @@ def test_other_annotations(files, capsys):
     some = [row | {"qid": row["qid"] + 20} for row in predicted(GOLD, 1)]
     save(files / "some.jsonl", some)
     assert "answers 4 of the 24 queries of gold.jsonl, and 20 others" in wrong(capsys, "some.jsonl", "bad.jsonl")
+    more = [row | {"qid": row["qid"] + 1000 * k} for k in (1, 2) for row in predicted(GOLD, 1)]
+    save(files / "more.jsonl", [*more, *predicted(GOLD, 1)])
+    found = result(capsys, "bad.jsonl", "more.jsonl", "--annotations", "gold.jsonl")  # all that is asked is there
+    assert found["queries"] == Q and any("predictions that are not annotated in 48" in note for note in found["notes"])
     rows = predicted(GOLD, 1)
     save(files / "videos.jsonl", [*rows[:-1], rows[-1] | {"vid": "elsewhere"}])
     err = wrong(capsys, "bad.jsonl", "videos.jsonl")

@@ -20,6 +20,7 @@ from vlbench.files import replacing
 from vlbench.metrics.anatomy import LOOSE, OF_MOMENTS, OF_WINDOWS, TIGHT
 from vlbench.metrics.calibration import Reliability
 from vlbench.report import words
+from vlbench.report.methods import CLAIM_SEEDS, SE_NAMES
 from vlbench.report.oddities import Group as Oddities
 from vlbench.report.tables import Cell, Column, Table, _rich
 from vlbench.stats.design import PHRASES
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 FORMAT = 1  # of compare.json, raised when a key changes its meaning
-CLAIM_RUNS = 5  # fewer screen, they do not support a claim
 TOLD = 4  # kinds of oddity that a terminal shows
 WORDS = {"helps": "better", "hurts": "worse", "equivalent": "equivalent", "unresolved": "unresolved"}
 MINUS_BASELINE = "method minus baseline, in points"
@@ -150,10 +150,10 @@ def cautions(comparison: Comparison) -> list[str]:
         )
     elif comparison.estimand == "checkpoint":
         found.append("Asked about these checkpoints: training again is not part of any interval.")
-    most = [(method.name, len(method.runs)) for method in versus.methods if 1 < len(method.runs) < CLAIM_RUNS]
+    most = [(method.name, len(method.runs)) for method in versus.methods if 1 < len(method.runs) < CLAIM_SEEDS]
     if most and not single:
         said = words.listed([f"{name} {number}" for name, number in most])
-        found.append(f"Runs: {said}. Enough to screen, not for a claim; {CLAIM_RUNS} of each are the minimum for one.")
+        found.append(f"Runs: {said}. Enough to screen, not for a claim; {CLAIM_SEEDS} of each are the minimum for one.")
     found += [f"{title_of(metric)} could not be compared: {why}." for metric, why in versus.unavailable.items()]
     return found
 
@@ -272,6 +272,46 @@ def _reach(row: Gap) -> list[Cell]:
 
 def _wins(row: Gap) -> Cell:
     return Cell(f"{row.effects.wins}/{row.effects.ties}/{row.effects.losses}", row.effects.wins - row.effects.losses)
+
+
+def uncertainty_table(comparison: Comparison) -> Table:
+    """The three standard errors of every primary difference, what would settle it, and its effect sizes."""
+    columns = (
+        Column("Metric"),
+        Column("Method"),
+        Column("Difference", True, MINUS_BASELINE),
+        *(Column(title, True, note) for title, note in SE_NAMES.values()),
+        Column("Degrees of freedom", True, "of the standard error that the verdict uses"),
+        Column("Runs needed", True, "of each method, to find the margin or what was seen, whichever is unseen"),
+        Column("Relative", True, "difference over the baseline's mean"),
+        Column("d_z", True, "mean over standard deviation of the queries' differences"),
+        Column("Hedges g", True, "over run means"),
+        Column("P(better run)", True, "a fresh run of the method beats one of the baseline"),
+    )
+    rows = []
+    for row in sorted(comparison.rows, key=lambda row: comparison.versus.primary.index(row.metric)):
+        assert row.verdict is not None
+        found, size, needed = row.contrast, row.effects, row.verdict.seeds_needed
+        errors = [None if x is None else 100 * x for x in (found.se_general, found.se_benchmark, found.se_checkpoint)]
+        rows.append(
+            (
+                Cell(title_of(row.metric)),
+                Cell(row.method),
+                Cell(words.signed(row.points), row.points),
+                *(Cell(words.points(se, 3), se) for se in errors),
+                Cell(words.points(found.df, 1), _finite(found.df)),
+                Cell(words.NOTHING if needed is None else str(needed), needed),
+                Cell(
+                    words.NOTHING if size.relative is None else f"{words.signed(100 * size.relative, 1)}%",
+                    size.relative,
+                ),
+                Cell(words.signed(size.d_z), size.d_z),
+                Cell(words.signed(size.hedges_g), size.hedges_g),
+                Cell(words.points(size.improvement), size.improvement),
+            )
+        )
+    caption = "Where the uncertainty comes from, in points, and effect sizes. What needs two runs of both is left out."
+    return Table("uncertainty", caption, columns, tuple(rows))
 
 
 def exploratory_table(comparison: Comparison) -> Table:
@@ -614,6 +654,7 @@ def to_markdown(comparison: Comparison, *, number: int = MOVED) -> str:
     parts += [f"> {_md(caution)}" for caution in cautions(comparison)]
     for metric in versus.primary:
         parts += [f"## {_md(title_of(metric))}", _md_table(metric_table(comparison, metric))]
+    parts += ["## Uncertainty and effect sizes", _md_table(uncertainty_table(comparison))]
     if comparison.parts:
         parts += ["## Errors", _md_table(errors_table(comparison))]
     for table in (ceiling_table(comparison), reliability_table(comparison)):
