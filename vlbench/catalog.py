@@ -96,6 +96,12 @@ projection.add(
     args={"layers": 2, "dropout": 0.5, "kernel": 1},
     summary="the same with a 1-D convolution; kernel 1, as released, is a linear map",
 )
+projection.add(
+    "conv-blind",
+    "vlbench.nn.projection:BlindConvProjection",
+    args={"layers": 2, "dropout": 0.5, "kernel": 3},
+    summary="the parameters of a wide kernel that sees no neighbour: capacity without local context",
+)
 
 word_position = slot("word_position", neutral="none", takes="words B W D", gives="positions B W D")
 word_position.add("none", "vlbench.nn.position:NoPosition", summary="words carry no position (every released script)")

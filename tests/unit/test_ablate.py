@@ -78,7 +78,8 @@ def test_a_card_states_its_own_arms(base, dataset, tmp_path):
     card = find("bicmf", tmp_path)
     assert card is not None and find("hard_saliency", tmp_path) is None
     question = ask("bicmf", base, dataset, card)
-    assert [arm.name for arm in question.arms] == ["baseline", "one-way, like for like", "one-way, two layers"]
+    arms = ["baseline", "one-way, like for like", "one-way, two layers", "placebo"]
+    assert [arm.name for arm in question.arms] == arms
     assert question.arms[1].variant.slots["fusion"].args["layers"] == 1
 
 

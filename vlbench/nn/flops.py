@@ -1,8 +1,8 @@
 """How much one query costs: the floating-point operations of one inference.
 
 Counted by torch's own counter while a model of this shape runs once on the CPU: every matrix product and convolution, a
-multiplication and the addition that goes with it as two operations. Sums, norms, activations and softmaxes are left out,
-as is usual; they are a few percent. Attention is counted as its two products, the mask saving nothing.
+multiplication and the addition that goes with it as two operations. Sums, norms, activations and softmaxes are left
+out, as is usual; they are a few percent. Attention is counted as its two products, the mask saving nothing.
 """
 
 from __future__ import annotations

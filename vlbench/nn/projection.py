@@ -68,3 +68,11 @@ class ConvProjection(LinearProjection):
             return functional.linear(rows, torch.squeeze(conv.weight, -1), conv.bias)  # type: ignore[arg-type]
         seen: Tensor = conv((rows * mask[..., None]).transpose(1, 2))  # B D N
         return seen.transpose(1, 2)
+
+
+class BlindConvProjection(ConvProjection):
+    """The parameters of a wide kernel without its neighbours: every place of the kernel sees the row itself."""
+
+    def _mapped(self, at: int, rows: Tensor, mask: Tensor) -> Tensor:
+        conv = self.maps[at]
+        return functional.linear(rows, torch.sum(conv.weight, -1), conv.bias)  # type: ignore[arg-type]
