@@ -9,10 +9,15 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import binom
 
 from vlbench.stats import design, student
 from vlbench.stats.correct import holm
 from vlbench.streams import stream
+from vlbench.testing import selftest
+from vlbench.testing.simulate import World, studies
 
 STUDIES, SEEDS, QUERIES = 1000, 10, 150
 WORLDS = {"runs differ": (0.03, 0.10, 0.17), "noise dominates": (0.012, 0.05, 0.25)}  # sd of A, B and E
@@ -101,3 +106,29 @@ def test_a_family_is_wrong_somewhere_in_five_percent_at_most(nothing: dict[str, 
     wrong = sum(bool(np.any(holm(family) <= 0.05)) for family in p)
     assert wrong <= band(len(p))[1]
     assert sum(bool(np.any(family <= 0.05)) for family in p) > band(len(p))[1]  # without it the family is not protected
+
+
+@given(n=st.integers(10, 3000), rate=st.floats(0.01, 0.99), level=st.sampled_from([0.9, 0.99, 0.999]))
+def test_a_band_is_as_narrow_as_its_level_allows(n: int, rate: float, level: float) -> None:
+    low, high = selftest.band(n, rate, level)
+    tail = (1 - level) / 2
+    chance = binom(n, rate)
+    assert chance.cdf(low - 1) < tail <= chance.cdf(low)
+    assert chance.sf(high) <= tail * (1 + 1e-9)
+    assert chance.cdf(high - 1) < 1 - tail
+
+
+@settings(max_examples=8)
+@given(
+    run=st.floats(0.0, 0.05),
+    variant_query=st.floats(0.0, 0.3),
+    run_query=st.floats(0.02, 0.3),
+    seeds=st.integers(2, 6),
+    number=st.integers(0, 10**6),
+)
+def test_equal_arms_are_not_told_apart_more_often_than_promised_in_any_world(
+    run: float, variant_query: float, run_query: float, seeds: int, number: int
+) -> None:
+    world = World("any", run / math.sqrt(1550 / 40), variant_query, run_query)
+    drawn = studies(stream(number, "any world"), 300, world, seeds=seeds, queries=40)
+    assert sum(design.difference(a, b).p <= 0.05 for a, b in drawn) <= band(300)[1]
