@@ -154,8 +154,9 @@ class Comparison:
 
     rows: judged claims x primary metrics, the family of the correction. effects: the other claims x primary metrics,
     every kind of claim a family of its own. exploratory: judged claims x other metrics. means: (arm, metric).
-    unavailable: metric -> why nothing can be said. published: never mixed with measured numbers. other: the same
-    study at the other checkpoint, as a check; its family is its own.
+    unavailable: metric -> why nothing can be said. published: never mixed with measured numbers. others: the same
+    study by the other rules for the epoch, as a check, each with a family of its own. optimistic: (arm, metric) -> the
+    mean at the epoch that is best on the reported queries, in points: shown, never judged.
     """
 
     frame: Frame
@@ -166,7 +167,8 @@ class Comparison:
     means: Mapping[tuple[str, str], Mean]
     unavailable: Mapping[str, str]
     published: tuple[Published, ...]
-    other: Comparison | None = None
+    others: tuple[Comparison, ...] = ()
+    optimistic: Mapping[tuple[str, str], float] = field(default_factory=dict)
 
     @property
     def metrics(self) -> tuple[str, ...]:
@@ -256,13 +258,20 @@ class Comparison:
 def compare(frame: Frame, *, checkpoint: str = "selected") -> Comparison:
     """Judge every claim of a study.
 
-    Args: checkpoint: the weights that the verdicts are about, "selected" or "last"; ``other`` holds the one left.
+    Args: checkpoint: the weights that the verdicts are about, "selected" or "last". ``others`` holds the one left, and
+        the cross-fitted epochs where every run has them.
     Raises: PlanError if none of the primary metrics can be tested, DataError for scores that do not fit together.
     """
     if checkpoint not in CHECKPOINTS:
         raise PlanError(f"checkpoint must be one of {', '.join(CHECKPOINTS)}, but got {checkpoint!r}")
-    rest = next(name for name in CHECKPOINTS if name != checkpoint)
-    return replace(_compare(frame, checkpoint), other=_compare(frame, rest))
+    judged = _compare(frame, checkpoint)
+    rest = [rule for rule in frame.rules if rule not in (checkpoint, "best")]
+    optimistic = {
+        (arm, metric): 100 * float(values.mean())
+        for metric in (judged.metrics if "best" in frame.rules else ())
+        for arm, values in frame.values(metric, "best").items()
+    }
+    return replace(judged, others=tuple(_compare(frame, rule) for rule in rest), optimistic=optimistic)
 
 
 def _compare(frame: Frame, checkpoint: str) -> Comparison:

@@ -11,9 +11,10 @@ import io
 import json
 import math
 import re
+from dataclasses import asdict
 from typing import Any
 
-from vlbench.report import words
+from vlbench.report import checkpoints, words
 from vlbench.report.compare import ALPHA, LEVEL, Comparison, Mean, Row
 from vlbench.report.frame import title_of
 from vlbench.report.latex import to_latex as to_latex
@@ -58,7 +59,7 @@ def to_markdown(comparison: Comparison) -> str:
     parts += ["## Uncertainty and effect sizes", _md_table(errors_table(comparison))]
     if said := cheaper(comparison):
         parts.append("\n".join(f"- {_md(sentence)}" for sentence in said))
-    parts += ["## Selected and last checkpoint", _md_table(checkpoints_table(comparison))]
+    parts += ["## How the epoch was chosen", _md_table(checkpoints_table(comparison))]
     if comparison.exploratory:
         parts += ["## Exploratory metrics", _md_table(exploratory_table(comparison))]
     parts += ["## How it was measured", "\n".join(f"- **{_md(a)}.** {_md(b)}" for a, b in methods(comparison))]
@@ -110,6 +111,7 @@ def records(comparison: Comparison) -> list[dict[str, Any]]:
 
         def line(name: str, metric: str, content: dict[str, Any], one: Comparison = one) -> dict[str, Any]:
             head = {"study": frame.study, "dataset": frame.dataset, "split": frame.split, "checkpoint": one.checkpoint}
+            head["protocol"] = checkpoints.protocol(frame, one.checkpoint).label
             kind = "primary" if metric in one.metrics else "exploratory"
             return {**head, "name": name, "metric": metric, "kind": kind, **content, "missing": missing}
 
@@ -191,6 +193,9 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
             for one in _checkpoints(comparison)
         },
         "verdict_checkpoint": comparison.checkpoint,
+        "protocols": {rule: found.as_json() for rule, found in checkpoints.protocols(frame).items()},
+        "optimistic": [{"arm": arm, "metric": m, "mean": mean} for (arm, m), mean in comparison.optimistic.items()],
+        "ledger": None if frame.ledger is None else asdict(frame.ledger),
         "reported": [
             {"arm": x.arm, "metric": x.metric, "value": x.value, "split": x.split, "source": x.source}
             for x in comparison.published
@@ -216,7 +221,7 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
 
 
 def _checkpoints(comparison: Comparison) -> list[Comparison]:
-    return [comparison] if comparison.other is None else [comparison, comparison.other]
+    return [comparison, *comparison.others]
 
 
 def _mean_json(mean: Mean) -> dict[str, Any]:

@@ -23,7 +23,8 @@ from vlbench.canon import digest_file
 from vlbench.cards.kinds import Claim, Design, Factor, against_baseline
 from vlbench.errors import DataError, PlanError, StoreError
 from vlbench.report.words import counted, listed
-from vlbench.runs.cells import CHECKPOINTS
+from vlbench.runs.cells import CHECKPOINTS, SCORED
+from vlbench.runs.looks import Tally, tally
 from vlbench.runs.store import Store
 from vlbench.status import Status
 
@@ -96,7 +97,8 @@ class Run:
 class ArmFrame:
     """One arm: its plan entry, its runs by seed, and its scores.
 
-    scores: checkpoint -> metric -> (seeds, queries) fractions; NaN where a query is outside a metric's population.
+    scores: checkpoint -> metric -> (seeds, queries) fractions; NaN where a query is outside a metric's population. Of
+    ``vlbench.runs.cells.SCORED`` those that all runs have, CHECKPOINTS always.
     reported: numbers that a paper printed for this variant, as the plan keeps them. flops: of one inference, None in
     older plans.
     """
@@ -126,7 +128,8 @@ class Frame:
     seeds: those that every arm has, in the order of the plan. planned: those that the plan asked for. clusters: one
     label per query where some queries share a source video, else None. metrics: in the order of the catalogue. claims:
     those whose arms are all here. design: of a study that crosses several components. looks: the numbers of seeds at
-    which a sequential study may stop, declared before the first. looked: what was shown of this study before.
+    which a sequential study may stop, declared before the first. looked: what was shown of this study before. ledger:
+    how often the store's studies looked at the reporting split.
     """
 
     study: str
@@ -152,6 +155,12 @@ class Frame:
     design: Design | None = None
     looks: tuple[int, ...] = ()
     looked: tuple[Look, ...] = ()
+    ledger: Tally | None = None
+
+    @property
+    def rules(self) -> tuple[str, ...]:
+        """The checkpoints that every run was scored at, in the order of SCORED."""
+        return tuple(rule for rule in SCORED if all(rule in arm.scores for arm in self.arms))
 
     @property
     def judged(self) -> tuple[Claim, ...]:
@@ -223,7 +232,7 @@ class Frame:
         for metric in self.metrics:
             inside = ~np.isnan(self.baseline.scores[CHECKPOINTS[0]][metric][0])
             for arm in self.arms:
-                for checkpoint in CHECKPOINTS:
+                for checkpoint in self.rules:
                     if not bool((np.isnan(arm.scores[checkpoint][metric]) == ~inside).all()):
                         raise DataError(
                             f'"{metric}" has values for other queries in "{arm.name}" than in "{self.baseline.name}"',
@@ -316,8 +325,14 @@ def read(store: Store, study: str, *, allow_missing: bool = False) -> Frame:
         claims=_claims(plan, {arm.name for arm in arms}),
         design=_design(plan),
         looks=tuple(int(look) for look in plan.get("looks", ())),
+        ledger=_ledger(store, plan),
         looked=tuple(Look(int(look["seeds"]), float(look["margin"])) for look in store.looks(study)),
     )
+
+
+def _ledger(store: Store, plan: Mapping[str, Any]) -> Tally | None:
+    where = (str(plan["dataset"]), str(plan["split"]))
+    return next((found for found in tally(store.ledger()) if (found.dataset, found.split) == where), None)
 
 
 def _claims(plan: Mapping[str, Any], arms: set[str]) -> tuple[Claim, ...]:
@@ -401,12 +416,13 @@ def _arms(
             tables.append(table.like(queries, f"{entry['name']}, seed {seed}"))
             runs.append(run)
         metrics = tables[0].values[CHECKPOINTS[0]].keys()
+        rules = [rule for rule in SCORED if all(rule in table.values for table in tables)]
         for table in tables:
-            if any(table.values[checkpoint].keys() != metrics for checkpoint in CHECKPOINTS):
+            if any(table.values[checkpoint].keys() != metrics for checkpoint in rules):
                 raise DataError("the runs were scored by different metrics", where=str(entry["name"]))
         scores = {
             checkpoint: {metric: np.stack([table.values[checkpoint][metric] for table in tables]) for metric in metrics}
-            for checkpoint in CHECKPOINTS
+            for checkpoint in rules
         }
         arms.append(
             ArmFrame(
@@ -517,7 +533,8 @@ class Scores:
             videos = held["source_video"].to_pylist()
         except (OSError, KeyError, pa.ArrowException) as error:
             raise StoreError(f"the scores cannot be read: {error}", where=path) from error
-        rows = {checkpoint: np.flatnonzero(marks == checkpoint) for checkpoint in CHECKPOINTS}
+        held_rules = [rule for rule in SCORED if rule in CHECKPOINTS or rule in set(marks.tolist())]
+        rows = {checkpoint: np.flatnonzero(marks == checkpoint) for checkpoint in held_rules}
         first = [str(qid) for qid in qids[rows[CHECKPOINTS[0]]]]
         if len(set(first)) != len(first) or not first:
             raise DataError("the scores hold no queries, or one of them twice", where=path)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from vlbench.report import oddities, words
+from vlbench.report import checkpoints, oddities, words
 from vlbench.report.compare import ALPHA, Comparison, Row, sign
-from vlbench.report.frame import title_of
+from vlbench.report.frame import Frame, title_of
 from vlbench.stats.design import PHRASES
 
 CLAIM_SEEDS = 5  # fewer screen, they do not support a claim
@@ -122,6 +122,15 @@ def _percent(shares: Sequence[float]) -> str:
     return f"{low}%" if low == high else f"{low} to {high}%"
 
 
+def _crossfitted(frame: Frame) -> str:
+    if "crossfit" not in frame.rules:
+        return ""
+    return (
+        ", and so do cross-fitted epochs: the source videos are divided into folds, and every fold is scored by the "
+        "epoch that the other folds choose"
+    )
+
+
 def methods(comparison: Comparison) -> list[tuple[str, str]]:
     """(term, explanation) pairs: everything needed to say what a number of the report means."""
     frame = comparison.frame
@@ -136,7 +145,8 @@ def methods(comparison: Comparison) -> list[tuple[str, str]]:
         (
             "Checkpoint",
             f"Selected: {frame.selection}; the reported queries play no part in it. The last epoch is scored too and "
-            f"stands beside it as a check. The verdicts are about the {comparison.checkpoint} checkpoint.",
+            f"stands beside it as a check{_crossfitted(frame)}. "
+            f"The verdicts are about the {comparison.checkpoint} checkpoint.",
         ),
         (
             "Difference",
@@ -184,6 +194,8 @@ def methods(comparison: Comparison) -> list[tuple[str, str]]:
             "initial weights, order of batches and dropout.",
         ),
     ]
+    if (said := checkpoints.ledger(frame)) is not None:
+        entries.append(("Looks", said))
     if comparison.published:
         entries.append(
             (

@@ -223,8 +223,8 @@ def uncertainty(report: Report) -> Section:
 
 
 def checkpoints(report: Report) -> Section:
-    """Selected and last."""
-    return _tables("checkpoints", "Selected and last checkpoint", [tables.checkpoints_table(report.comparison)])
+    """Every rule for the epoch."""
+    return _tables("checkpoints", "How the epoch was chosen", [tables.checkpoints_table(report.comparison)])
 
 
 def exploratory(report: Report) -> Section | None:

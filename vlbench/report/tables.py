@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vlbench import catalog
-from vlbench.report import words
+from vlbench.report import checkpoints, words
 from vlbench.report.compare import Comparison, Row, sign, subject
 from vlbench.report.frame import ArmFrame, title_of
 from vlbench.report.methods import SE_NAMES, advice, cautions, notes, setting
@@ -365,26 +365,43 @@ def _always_last(comparison: Comparison) -> bool:
 
 
 def checkpoints_table(comparison: Comparison) -> Table:
-    """Every primary difference at both checkpoints."""
-    other = comparison.other
-    pair = [comparison] if other is None else [comparison, other]
-    columns = [Column("Claim"), Column("Metric")]
-    for one in pair:
-        name = one.checkpoint
-        columns += [Column(f"With, {name}", True, "the component"), Column(f"Without, {name}", True)]
-        columns += [Column(f"Difference, {name}", True, sign(one)), Column(f"95% interval, {name}", True)]
+    """Every primary difference by every rule for the epoch, and the levels at the optimistic one."""
+    frame = comparison.frame
+    known = checkpoints.protocols(frame)
+    shown = sorted((comparison, *comparison.others), key=lambda one: list(known).index(one.checkpoint))
+    columns = (
+        Column("Claim"),
+        Column("Metric"),
+        Column("Checkpoint"),
+        Column("Looks", True, "epochs per run whose scores on the reporting split the choice has seen"),
+        Column("With", True, "the component"),
+        Column("Without", True),
+        Column("Difference", True, sign(comparison)),
+        Column("95% interval", True),
+    )
     rows = []
     for row in comparison.rows:
-        cells = [Cell(row.name), Cell(row.title)]
-        for one in pair:
-            same = one.row(row.name, row.metric)
+        for one in shown:
+            same, by = one.row(row.name, row.metric), known[one.checkpoint]
+            cells = [Cell(row.name), Cell(row.title), Cell(by.title), Cell(by.span, by.looks[1])]
             cells += [Cell(words.points(side), side) for side in sides(one, same)]
             cells += [Cell(words.signed(same.points), same.points), Cell(words.interval(same.low, same.high), same.low)]
-        rows.append(tuple(cells))
-    caption = "The selected checkpoint beside the last epoch. The second is a check of the first, not another test."
+            rows.append(tuple(cells))
+        if comparison.optimistic:
+            by, levels = known["best"], {1: 0.0, -1: 0.0}
+            for arm, weight in row.claim.weights.items():
+                levels[1 if weight > 0 else -1] += abs(weight) * comparison.optimistic[arm, row.metric]
+            cells = [Cell(row.name), Cell(row.title), Cell(by.title), Cell(by.span, by.looks[1])]
+            cells += [Cell(words.points(level), level) for level in levels.values()]
+            rows.append((*cells, Cell("not judged"), Cell(words.NOTHING)))
+    said = " ".join(f"{by.title[0].upper()}{by.title[1:]}: {by.label}." for by in known.values())
+    caption = f"{said} The verdicts are about the {comparison.checkpoint} checkpoint; the others check it, they are no "
+    caption += "further tests."
     if _always_last(comparison):
         caption += " The last epoch was the selected one in every run, so both are the same."
-    return Table("checkpoints", caption, tuple(columns), tuple(rows))
+    if (why := checkpoints.why_fewer(frame)) is not None:
+        caption += f" Without cross-fitting ({why})."
+    return Table("checkpoints", caption, columns, tuple(rows))
 
 
 def holes_table(comparison: Comparison) -> Table:
@@ -480,8 +497,10 @@ def terminal(comparison: Comparison) -> RenderableType:
             if x.metric == metric
         ]
         parts += [indented(remark) for remark in remarks]
-    if comparison.other is not None and not _always_last(comparison):
-        parts += [Text(), Text(f"As a check, the {comparison.other.checkpoint} checkpoint:"), _other(comparison.other)]
+    for other in comparison.others:
+        if any(row.points != comparison.row(row.name, row.metric).points for row in other.rows):
+            title = checkpoints.TITLES[other.checkpoint]
+            parts += [Text(), Text(f"As a check, the {title} checkpoint:"), _other(other)]
     parts.append(Text())
     parts += [Text(_ascii(f"missing: {hole}")) for hole in frame.holes]
     told = notes(comparison)

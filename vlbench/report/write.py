@@ -15,6 +15,7 @@ from vlbench.canon import digest
 from vlbench.errors import PlanError, StoreError, VlbenchError, suggestion
 from vlbench.files import replacing
 from vlbench.report import bibliography, figures, formats, latex
+from vlbench.report.checkpoints import protocols
 from vlbench.report.compare import Comparison, compare
 from vlbench.report.explorer import explore
 from vlbench.report.frame import Frame, read
@@ -174,7 +175,7 @@ def manifest(store: Store, comparison: Comparison, files: dict[str, str]) -> dic
     A number is found by checkpoint, arm or claim, and metric; ``from`` names the arms whose cells it is computed from.
     """
     frame = comparison.frame
-    checkpoints = [comparison] if comparison.other is None else [comparison, comparison.other]
+    checkpoints = [comparison, *comparison.others]
     numbers = [
         {
             "checkpoint": one.checkpoint,
@@ -211,6 +212,7 @@ def manifest(store: Store, comparison: Comparison, files: dict[str, str]) -> dic
         "study": frame.study,
         "plan": digest(store.load_plan(frame.study)),
         "seeds": list(frame.seeds),
+        "protocols": {rule: found.as_json() for rule, found in protocols(frame).items()},
         "cells": _cells(store, frame),
         "numbers": numbers,
         "missing": [str(hole) for hole in frame.holes],
