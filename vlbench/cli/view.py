@@ -30,17 +30,19 @@ def show_plan(plan: Plan, *, workers: int, expected_s: float | None, heading: st
     console = Console(stderr=True, highlight=False, width=None if sys.stderr.isatty() else PIPE_WIDTH)
     console.print(Text(heading, style="bold"))
     console.print(Text(f"  {plan.question}"))
-    table = Table(box=None, show_header=False, padding=(0, 2, 0, 2))
-    table.add_column(no_wrap=True)
-    table.add_column(overflow="fold")
-    table.add_column(justify="right", no_wrap=True)
-    table.add_column(justify="right", no_wrap=True)
+    table = Table(box=None, header_style="dim", padding=(0, 2, 0, 2))
+    table.add_column("arm", no_wrap=True)
+    table.add_column("changes", overflow="fold")
+    for title in ("parameters", "FLOPs", "in the store"):
+        table.add_column(title, justify="right", no_wrap=True)
     for arm in plan.arms:
         cells = [cell for cell in plan.cells if cell.arm == arm.name]
         done = sum(cell.status is Status.DONE for cell in cells)
         diff = "\n".join(str(edit) for edit in arm.edits) or f"{arm.variant.name}, {arm.variant.features}"
-        size = f"{count(plan.sizes[arm.name].parameters)} params, {count(plan.sizes[arm.name].flops)} FLOPs"
-        table.add_row(Text(arm.name), Text(diff), size, f"{done} of {len(cells)} cached")
+        size = plan.sizes[arm.name]
+        table.add_row(
+            Text(arm.name), Text(diff), count(size.parameters), count(size.flops), f"{done} of {len(cells)} runs"
+        )
     console.print(table)
     for note in plan.notes:
         console.print(Text(f"  note: {note}"))
