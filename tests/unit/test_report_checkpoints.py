@@ -100,7 +100,9 @@ def test_every_number_is_labelled_with_its_protocol(found, store):
         assert all(label in text for label in said.values())
     content = as_json(found)
     assert content["protocols"]["best"] == {"label": said["best"], "looks": [4, 4], "optimistic": True}
-    assert manifest(store, found, {})["protocols"] == content["protocols"]
+    listed = manifest(store, found, {})
+    assert listed["protocols"] == content["protocols"]
+    assert {entry["number"] for entry in listed["numbers"] if entry["checkpoint"] == "best"} == {"optimistic mean"}
     assert said["crossfit"] in to_csv(found) and json.dumps(content, allow_nan=False)
 
 

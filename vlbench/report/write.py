@@ -207,6 +207,17 @@ def manifest(store: Store, comparison: Comparison, files: dict[str, str]) -> dic
         for one in checkpoints
         for row in (*one.rows, *one.effects, *one.exploratory)
     ]
+    numbers += [
+        {
+            "checkpoint": "best",
+            "number": "optimistic mean",
+            "arm": arm,
+            "metric": metric,
+            "from": [arm],
+            "value": {"points": mean},
+        }
+        for (arm, metric), mean in comparison.optimistic.items()
+    ]
     return {
         "format": MANIFEST_FORMAT,
         "study": frame.study,

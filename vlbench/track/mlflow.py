@@ -28,6 +28,7 @@ from vlbench.runs.store import Store
 CELL_TAG = "vlbench.cell"
 LIMITS = {"params": 100, "metrics": 1000}  # of one log_batch request
 PARAM_LENGTH = 6000
+OPTIMISTIC = "best-optimistic"  # the epoch that is best on the reported queries never goes without this word
 
 
 def tracking_uri(store: Store) -> str:
@@ -123,7 +124,10 @@ class Session:
         if record is not None:
             points += [(f"summary/{_slug(name)}", value, end, 0) for name, value in record["summary"].items()]
         if scored is not None:
-            points += [(f"report/{_slug(name)}", value, end, 0) for name, value in scored["summary"].items()]
+            for name, value in scored["summary"].items():
+                rule, _, metric = name.partition("/")
+                told = OPTIMISTIC if rule == "best" else rule
+                points.append((f"report/{told}/{_slug(metric)}", value, end, 0))
         self._log_points(run_id, points)
         if record is not None and scored is not None and run.info.status != "FINISHED":
             self._log_artifacts(run_id, cell, planned)
