@@ -173,7 +173,7 @@ class PlaceboSoftMoments(SoftMoments):
         clips: Float[Tensor, "B L D"],
         clip_mask: Bool[Tensor, "B L"],
     ) -> Float[Tensor, "B L"]:
-        return super().forward(middle_half(spans_cw), logits, projected, clips, clip_mask)
+        return super().forward(middle_half(spans_cw), torch.zeros_like(logits), projected, clips, clip_mask)
 
 
 class BothWays(SoftMoments):
