@@ -26,6 +26,23 @@ def test_there_and_back(changes: dict[str, object]) -> None:
         assert torch.equal(value, dict(second.named_parameters())[name])
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"model.refinement.use": "placebo"},
+        {"model.refinement.use": "fra-described"},
+        {"model.fusion.use": "bicmf-described"},
+        {"model.fusion.use": "one-way-masked"},
+        {"model.negative.use": "refined"},
+        {"model.feedback.use": "unijfm-placebo"},
+    ],
+    ids=str,
+)
+def test_what_computes_something_else_is_no_official_model(changes: dict[str, object]) -> None:
+    with pytest.raises(DataError, match="the official code has no "):
+        to_official(small(changes))
+
+
 def test_official_names_and_shapes() -> None:
     state = to_official(small())
     assert state["input_vid_proj.0.net.1.conv1d.weight"].shape == (24, 12, 1)

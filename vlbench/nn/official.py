@@ -18,9 +18,12 @@ import torch
 from torch import Tensor
 
 from vlbench.errors import DataError
-from vlbench.nn.fusion import BiCMF
+from vlbench.nn.feedback import NoFeedback, UniJFM
+from vlbench.nn.fusion import BiCMF, OneWayFusion
 from vlbench.nn.model import VideoMomentModel
+from vlbench.nn.negative import RolledNegative
 from vlbench.nn.projection import ConvProjection
+from vlbench.nn.refinement import FeatureRefinement, Unchanged
 
 # Here -> official. A name that ends in "." stands for everything below it; {l} is the number of a layer.
 _WHOLE = (
@@ -95,6 +98,14 @@ _ATTENTION = (
     ("out.", "out_proj."),
 )
 
+# What the official code can be in the slots where components of the same parameters compute something else.
+_RELEASED = {
+    "refinement": (Unchanged, FeatureRefinement),
+    "fusion": (OneWayFusion, BiCMF),
+    "negative": (RolledNegative,),
+    "feedback": (NoFeedback, UniJFM),
+}
+
 # The released model always has a table of word positions, and reads it only if asked to.
 _NEVER_READ = "txt_position_embed."
 
@@ -111,8 +122,11 @@ class OfficialCheckpoint:
 def official_names(model: VideoMomentModel) -> dict[str, str]:
     """Official name -> name here, of every parameter.
 
-    Raises DataError for a parameter of a component that the official code does not have.
+    Raises DataError for a component that the official code does not have, or a parameter of one.
     """
+    for part, released in _RELEASED.items():
+        if (kind := type(getattr(model, part))) not in released:
+            raise DataError(f"the official code has no {part} like {kind.__name__}")
     layers = {
         "encoder": _LAYER,
         "decoder": _LAYER,
