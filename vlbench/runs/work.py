@@ -29,17 +29,22 @@ THREADS = 1  # per cell on a CPU: one single-threaded process per core is fastes
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """How to run, never what: nothing here changes a result beyond rounding."""
+    """How to run, never what: nothing here changes a result beyond rounding.
+
+    until: fits pause after so many epochs and keep their checkpoint; None: they run to their end.
+    """
 
     store: str
     workspace: str
     device: str = "cpu"
+    until: int | None = None
 
 
 def run_cells(specs: Sequence[str], options: Options) -> None:
     """Run cells in order: fits, and scores of fits that are finished. Finished and held cells are passed over.
 
-    A cell that fails is recorded with its cause and the next one goes on; a cell whose fit failed is not tried.
+    A cell that fails is recorded with its cause and the next one goes on; a cell whose fit failed is not tried. A fit that
+    pauses keeps its checkpoint: any later command may go on with it.
     """
     _settle()
     store = Store(Path(options.store))
@@ -68,9 +73,14 @@ def _run(cell: Cell, folder: Path, store: Store, options: Options) -> None:
         with warnings.catch_warnings():
             warnings.showwarning = lambda message, category, *_: log.warning("%s: %s", category.__name__, message)
             if isinstance(cell, Fit):
-                record, cost = _run_fit(cell, folder, options)
+                done = _run_fit(cell, folder, options)
             else:
-                record, cost = _run_score(cell, folder, store, options)
+                done = _run_score(cell, folder, store, options)
+        if done is None:
+            (folder / "failure.json").unlink(missing_ok=True)  # it got further than where it failed
+            log.info("paused")
+            return
+        record, cost = done
         store.finish(cell.id, record, {**provenance(options.device), **cost, "finished": _now()})
         (folder / "checkpoint.safetensors").unlink(missing_ok=True)
         if isinstance(cell, Score):
@@ -87,7 +97,8 @@ def _run(cell: Cell, folder: Path, store: Store, options: Options) -> None:
         handler.close()
 
 
-def _run_fit(cell: Fit, folder: Path, options: Options) -> tuple[dict[str, Any], dict[str, Any]]:
+def _run_fit(cell: Fit, folder: Path, options: Options) -> tuple[dict[str, Any], dict[str, Any]] | None:
+    """The record and its cost, or None where the fit is paused."""
     from vlbench.train.loop import CHECKPOINT, EPOCH_SCORES, WEIGHTS, fit, weights_of_epochs
     from vlbench.train.recipe import Recipe
 
@@ -105,9 +116,12 @@ def _run_fit(cell: Fit, folder: Path, options: Options) -> tuple[dict[str, Any],
             device=_device(options.device),
             folder=folder,
             log=events.write,
+            until=options.until,
         )
     finally:
         events.close()
+    if result is None:
+        return None
     record = {
         "cell": cell.id,
         "kind": cell.kind,

@@ -74,11 +74,13 @@ def fit(
     folder: Path,
     log: Log,
     resume: bool = True,
-) -> FitResult:
+    until: int | None = None,
+) -> FitResult | None:
     """Train one variant with one seed and leave weights, per-epoch scores and scratch weights in ``folder``.
 
     After every epoch a checkpoint is written, so a kill loses at most the epoch in progress; calling again goes on from
-    it and ends with the same weights as an unbroken run.
+    it and ends with the same weights as an unbroken run. until: pause after so many epochs, with the checkpoint.
+    Returns None where the fit is paused and not finished.
 
     Raises: Diverged if a loss, a prediction or a gradient is not finite.
     """
@@ -93,7 +95,8 @@ def fit(
     kept = kept_epochs(recipe)
     (folder / EPOCH_WEIGHTS).mkdir(exist_ok=True)
 
-    for epoch in range(progress.next_epoch, recipe.epochs):
+    last = recipe.epochs if until is None else min(until, recipe.epochs)
+    for epoch in range(progress.next_epoch, last):
         started = time.perf_counter()
         for group in optimizer.param_groups:
             group["lr"] = recipe.lr_at(epoch)
@@ -117,6 +120,8 @@ def fit(
             save_checkpoint(path, model, optimizer, progress)
         log({**event, "seconds": round(progress.seconds, 3), "epochs": recipe.epochs})
 
+    if progress.next_epoch < recipe.epochs:
+        return None
     _save_as(model, folder, "last", recipe.epochs - 1)
     if not names:  # resumed after the last epoch, before the record was written
         names = tuple(evaluate(model, tuning, recipe, device).values)
