@@ -7,6 +7,7 @@ import pytest
 
 from vlbench.cards.kinds import Features
 from vlbench.cards.library import load_ablation, load_variant
+from vlbench.cards.resolve import edit
 from vlbench.data.base import open_dataset
 from vlbench.errors import CardError
 from vlbench.studies.ablate import ask, find, fitting_features
@@ -53,6 +54,14 @@ def test_a_name_becomes_arms(component, adds, edits, base, dataset):
     assert question.adds is adds
     assert question.arms[0].edits == ()
     assert [sorted(map(str, arm.edits)) for arm in question.arms[1:]] == [sorted(arm) for arm in edits]
+
+
+def test_a_placebo_keeps_the_arguments_of_its_component(base, dataset):
+    deeper = edit(base, {"model.fusion.layers": 3}, origin="--set").variant
+    placebo = ask("bicmf", deeper, dataset, None).arms[-1]
+    assert placebo.variant.slots["fusion"].name == "bicmf-placebo"
+    assert placebo.variant.slots["fusion"].args == deeper.slots["fusion"].args
+    assert [str(e) for e in placebo.edits] == ["model.fusion.use: bicmf -> bicmf-placebo"]
 
 
 def test_a_component_that_the_base_lacks_is_added(dataset):

@@ -138,7 +138,8 @@ def _without_component(component: str, slot_name: str, base: Variant) -> tuple[A
             reason = f"the {loss} loss reads what {use.name} gives"
     arms = [ArmCard(f"without {use.name}", change, reason)]
     if (placebo := slot.placebo_of(use.name)) is not None:
-        arms.append(ArmCard("placebo", {f"model.{slot_name}.use": placebo}))
+        same = {f"model.{slot_name}.{key}": value for key, value in use.args.items()}  # or it would not be as large
+        arms.append(ArmCard("placebo", {f"model.{slot_name}.use": placebo, **same}))
     return tuple(arms)
 
 
