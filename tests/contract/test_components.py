@@ -13,6 +13,7 @@ from torch import nn
 from vlbench import catalog
 from vlbench.errors import CardError
 from vlbench.nn.losses import Term
+from vlbench.nn.refinement import FeatureRefinement
 from vlbench.nn.shapes import Sizes
 from vlbench.testing.components import check_component, registered
 
@@ -55,6 +56,61 @@ def test_only_the_released_quirks_are_declared() -> None:
         ("feedback", "unijfm-placebo"): ["depends_on_batch"],
         ("word_position", "idle"): ["never_trained"],
     }
+
+
+@pytest.mark.parametrize(
+    ("slot", "component", "placebo"),
+    [
+        ("refinement", "fra", "placebo"),
+        ("refinement", "fra-described", "fra-described-placebo"),
+        ("fusion", "bicmf", "bicmf-placebo"),
+        ("fusion", "bicmf-described", "bicmf-described-placebo"),
+        ("feedback", "unijfm", "unijfm-placebo"),
+        ("feedback", "hd-to-mr", "hd-to-mr-placebo"),
+        ("feedback", "mr-to-hd", "mr-to-hd-placebo"),
+        ("feedback", "both", "both-placebo"),
+        ("word_position", "learned", "idle"),
+        ("fusion", "one-way", None),
+        ("refinement", "placebo", None),
+    ],
+)
+def test_a_placebo_belongs_to_a_component(slot: str, component: str, placebo: str | None) -> None:
+    assert catalog.model_slots[slot].placebo_of(component) == placebo
+
+
+def test_a_placebo_has_no_placebo_and_feeds_the_same_losses() -> None:
+    pairs = [(slot, entry.name) for slot in catalog.model_slots.values() for entry in slot.entries()]
+    found = [(slot, name, slot.placebo_of(name)) for slot, name in pairs if slot.placebo_of(name)]
+    assert len(found) == 9
+    for slot, name, placebo in found:
+        assert slot.placebo_of(str(placebo)) is None
+        assert set(slot[name].facts.get("gives", ())) == set(slot[str(placebo)].facts.get("gives", ()))
+
+
+class Swollen(FeatureRefinement):
+    """A placebo of other size than its component."""
+
+    def __init__(self, sizes: Sizes, *, dropout: float) -> None:
+        super().__init__(sizes, dropout=dropout)
+        self.more = nn.Parameter(torch.zeros(1))
+
+
+def test_the_check_finds_a_placebo_of_another_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    slot = catalog.Slot("refinement", neutral="none", takes="", gives="")
+    fra = "vlbench.nn.refinement:FeatureRefinement"
+    slot.add("test/swollen", f"{__name__}:Swollen", args={"dropout": 0.1})
+    slot.add("fra", fra, args={"dropout": 0.1}, placebo="test/swollen")
+    slot.add("test/same", fra, args={"dropout": 0.1}, placebo="fra")
+    slot.add("test/lost", fra, args={"dropout": 0.1}, placebo="test/nowhere")
+    monkeypatch.setitem(catalog.model_slots, "refinement", slot)
+    monkeypatch.setitem(__import__("sys").modules, __name__, __import__("types").SimpleNamespace(Swollen=Swollen))
+    for name, message in (
+        ("fra", "other parameters: {'more'"),
+        ("test/same", "the same numbers"),
+        ("test/lost", "not a component of the slot"),
+    ):
+        with pytest.raises(AssertionError, match=message):
+            check_component("refinement", name)
 
 
 class Leaky(nn.Module):

@@ -19,6 +19,7 @@ from torch.nn import functional
 
 from vlbench.catalog import find_slot, loss_slots
 from vlbench.errors import CardError
+from vlbench.nn.feedback import Feedback
 from vlbench.nn.losses import Matches, Step, Term
 from vlbench.nn.model import Outputs, Targets
 from vlbench.nn.position import clip_positions
@@ -210,6 +211,9 @@ def built(key: str, entry: Entry) -> nn.Module:
 
 def _component_problems(key: str, entry: Entry) -> Iterator[str]:
     part, x = built(key, entry), example()
+    if key == "feedback" and not isinstance(part, Feedback):
+        yield "it does not inherit vlbench.nn.feedback.Feedback, by which a model asks for both directions"
+        return
     part.eval()
 
     def call(part: nn.Module, x: Example) -> Given:
