@@ -43,14 +43,15 @@ class Options:
 def run_cells(specs: Sequence[str], options: Options) -> None:
     """Run cells in order: fits, and scores of fits that are finished. Finished and held cells are passed over.
 
-    A cell that fails is recorded with its cause and the next one goes on; a cell whose fit failed is not tried. A fit that
-    pauses keeps its checkpoint: any later command may go on with it.
+    A cell that fails is recorded with its cause and the next one goes on; a cell whose fit failed is not tried. A fit
+    that pauses keeps its checkpoint: any later command may go on with it.
     """
     _settle()
     store = Store(Path(options.store))
     _free_leftovers(store)
-    for text in specs:
-        cell = from_spec(json.loads(text))
+    cells = [from_spec(json.loads(text)) for text in specs]
+    due = {cell.fit for cell in cells if isinstance(cell, Score) and store.record(cell.id) is None}
+    for cell in cells:
         if store.record(cell.id) is not None:
             continue
         if isinstance(cell, Score) and store.record(cell.fit) is None:
@@ -58,10 +59,10 @@ def run_cells(specs: Sequence[str], options: Options) -> None:
         folder = store.prepare(cell)
         with store.claim(cell.id) as held:
             if held and store.record(cell.id) is None:
-                _run(cell, folder, store, options)
+                _run(cell, folder, store, options, keep=cell.id in due)
 
 
-def _run(cell: Cell, folder: Path, store: Store, options: Options) -> None:
+def _run(cell: Cell, folder: Path, store: Store, options: Options, keep: bool) -> None:
     handler = logging.FileHandler(folder / "log.txt", encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     log = logging.getLogger("vlbench.run")
@@ -73,7 +74,7 @@ def _run(cell: Cell, folder: Path, store: Store, options: Options) -> None:
         with warnings.catch_warnings():
             warnings.showwarning = lambda message, category, *_: log.warning("%s: %s", category.__name__, message)
             if isinstance(cell, Fit):
-                done = _run_fit(cell, folder, options)
+                done = _run_fit(cell, folder, options, keep)
             else:
                 done = _run_score(cell, folder, store, options)
         if done is None:
@@ -97,10 +98,9 @@ def _run(cell: Cell, folder: Path, store: Store, options: Options) -> None:
         handler.close()
 
 
-def _run_fit(cell: Fit, folder: Path, options: Options) -> tuple[dict[str, Any], dict[str, Any]] | None:
-    """The record and its cost, or None where the fit is paused."""
-    from vlbench.train.loop import CHECKPOINT, EPOCH_SCORES, WEIGHTS, fit, weights_of_epochs
-    from vlbench.train.recipe import Recipe
+def _run_fit(cell: Fit, folder: Path, options: Options, keep: bool) -> tuple[dict[str, Any], dict[str, Any]] | None:
+    """The record and its cost, or None where the fit is paused. keep: whether a scoring of it is to come."""
+    from vlbench.train.loop import CHECKPOINT, EPOCH_SCORES, WEIGHTS, fit
 
     features = cell.variant.features
     training, tuning = (_split(cell, role, features, options) for role in ("fit", "tune"))
@@ -117,6 +117,7 @@ def _run_fit(cell: Fit, folder: Path, options: Options) -> tuple[dict[str, Any],
             folder=folder,
             log=events.write,
             until=options.until,
+            keep=keep,
         )
     finally:
         events.close()
@@ -131,11 +132,7 @@ def _run_fit(cell: Fit, folder: Path, options: Options) -> tuple[dict[str, Any],
         "queries": {"fit": len(training), "tune": len(tuning)},
         "summary": dict(result.summary),
         "files": _digests(folder, [*WEIGHTS.values(), EPOCH_SCORES]),
-        "weights": {
-            str(epoch): digest_file(path)
-            for epoch, path in weights_of_epochs(folder, Recipe.of(cell.variant.recipe), result.selected_epoch).items()
-            if path.exists()  # absent where the first epochs were trained by a version that did not keep them
-        },
+        "weights": {str(epoch): digest for epoch, digest in sorted(result.weights.items())},
     }
     cost = {"seconds": result.seconds, "wall": time.perf_counter() - started, "resumed": result.resumed}
     return record, {**cost, "threads": THREADS}
