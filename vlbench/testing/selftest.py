@@ -21,6 +21,7 @@ from __future__ import annotations
 import json
 import math
 import tempfile
+import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -674,7 +675,7 @@ def _compared(folder: Path, *, turned: bool) -> list[str]:
 
     step = -1 if turned else 1
     rng = stream(0, "selftest", "compared")
-    rows: list[dict[str, Any]] = [
+    asked: list[dict[str, Any]] = [
         {
             "qid": number, "query": f"query {number}", "vid": f"v{number // 2}_0.0_20.0", "duration": 20,
             "relevant_windows": [[4, 10 + 2 * (number % 4)]],
@@ -682,13 +683,13 @@ def _compared(folder: Path, *, turned: bool) -> list[str]:
         for number in range(12)
     ]  # fmt: skip
     annotations = folder / "annotations.jsonl"
-    write_text(annotations, "".join(json.dumps(row) + "\n" for row in rows[::step]))
+    write_text(annotations, "".join(json.dumps(row) + "\n" for row in asked[::step]))
     given = []
     for name, count in (("a", 2), ("b", 2), ("c", 1)):
         paths = []
         for run in range(count):
             predictions = []
-            for row in rows:
+            for row in asked:
                 start, length = rng.uniform(0, 8, (2, 3)).round(1)
                 windows = np.column_stack([start, start + length + 2, [0.9, 0.6, 0.3]])
                 predictions.append(Prediction(row["qid"], row["vid"], row["query"], windows, None))
@@ -696,8 +697,10 @@ def _compared(folder: Path, *, turned: bool) -> list[str]:
             write_predictions(paths[-1], predictions[::step])
         given.append(Given(name, tuple(paths[::step])))
     found = compare(read(given[::step], annotations, baseline="a"))
-    said = (*found.rows, *found.exploratory, *found.by_stratum, *found.levels.values(), *found.parts)
-    return sorted(repr(one) for one in said)
+    rows = (*found.rows, *found.exploratory, *found.by_stratum)
+    said = [repr((row, row.contrast, row.effects)) for row in rows]
+    said += [repr((one, one.contrast)) for one in found.levels.values()]
+    return sorted([*said, *(repr((part, part.gap)) for part in found.parts)])
 
 
 def _reported(root: Path, *, resumed: bool) -> object:
@@ -766,7 +769,7 @@ def _of_store(tools: Tools, size: Size, store: Store | None) -> Iterator[Check]:
         try:
             frame = read(store, name, allow_missing=True)
         except VlbenchError as problem:
-            yield _shown(name, f"cannot be read: {problem.what}")
+            yield _shown(name, f"left out: {textwrap.shorten(problem.what, 80)}", expected="two seeds per arm")
             continue
         if len(frame.seeds) < 2:
             yield _shown(name, "one seed per arm", expected="two seeds per arm")
