@@ -117,7 +117,7 @@ def test_epoch_scores_are_kept_per_query(unbroken, tmp_path_factory):
 
 
 def test_the_weights_of_evaluated_epochs_wait_and_none_is_written_twice(tmp_path):
-    result = train(tmp_path, {"train__eval_every": 1}.items())
+    result = train(tmp_path, {"train__eval_every": 1}.items(), stop_after=[1])
     recipe = Recipe.of(variant(train__eval_every=1).recipe)
     assert sorted(path.name for path in (tmp_path / EPOCH_WEIGHTS).iterdir()) == [
         f"{epoch:06d}.safetensors" for epoch in range(4)
@@ -127,7 +127,15 @@ def test_the_weights_of_evaluated_epochs_wait_and_none_is_written_twice(tmp_path
     assert weights_at(tmp_path, 3).samefile(tmp_path / WEIGHTS["last"])
     where = weights_of_epochs(tmp_path, recipe, result.selected_epoch)
     assert list(where) == [0, 1, 2, 3] and where[3] == tmp_path / WEIGHTS["last"]
-    assert len({digest_file(path) for path in where.values()}) == 4
+    assert {epoch: digest_file(path) for epoch, path in where.items()} == result.weights
+    assert len(set(result.weights.values())) == 4
+
+
+def test_a_fit_that_nobody_scores_keeps_digests_only(tmp_path, unbroken):
+    fit(variant(), split(), split(), seed=3, device=CPU, folder=tmp_path, log=lambda _: None, keep=False)
+    assert not (tmp_path / EPOCH_WEIGHTS).exists()
+    for name in (*WEIGHTS.values(), EPOCH_SCORES):
+        assert digest_file(tmp_path / name) == unbroken[1][name]
 
 
 @settings(deadline=None)

@@ -95,7 +95,7 @@ def test_every_number_is_labelled_with_its_protocol(found, store):
     )
     assert said["last"].endswith("one look at the reporting split")
     assert said["crossfit"].endswith("4 looks at the reporting split")
-    assert said["best"] == "optimistic, the highest of 4 looks at the reporting split, not judged"
+    assert said["best"] == "the highest of 4 looks at the reporting split: optimistic, not judged"
     for text in (checkpoints_table(found).caption, study_page(Report(found, ()))):
         assert all(label in text for label in said.values())
     content = as_json(found)
@@ -150,7 +150,7 @@ def test_one_look_is_not_called_optimistic(tmp_path):
 def test_the_ledger_is_printed(found):
     (text,) = [said for term, said in methods(found) if term == "Looks"]
     assert "counts 36 looks at toy (report: val)" in text and "9 scorings of 9 fits of 3 variants since 20" in text
-    assert text.endswith("36 of them for the numbers of this report.")
+    assert text.endswith("36 of these looks are behind this report.")
     assert text in to_markdown(found)
     assert as_json(found)["ledger"]["looks"] == 36
 

@@ -59,7 +59,7 @@ def protocol(frame: Frame, rule: str) -> Protocol:
         "last": "the last epoch, without a choice; one look at the reporting split",
         "crossfit": "every query by the epoch that the other folds of source videos choose, "
         f"{times} at the reporting split",
-        "best": f"optimistic, the highest of {times} at the reporting split, not judged"
+        "best": f"the highest of {times} at the reporting split: optimistic, not judged"
         if found.optimistic
         else "one epoch per run, so nothing was chosen",
     }
@@ -100,4 +100,4 @@ def ledger(frame: Frame) -> str | None:
         f"being one epoch's weights scored on it: {words.counted(found.scorings, 'scoring')} of "
         f"{words.counted(found.fits, 'fit')} of {words.counted(found.variants, 'variant')} since {found.since[:10]}"
     )
-    return f"{text}, {own} of them for the numbers of this report." if own else f"{text}."
+    return f"{text}. {own} of these looks are behind this report." if own else f"{text}."

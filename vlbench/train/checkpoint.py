@@ -29,7 +29,8 @@ from vlbench.files import replacing
 class Progress:
     """How far a fit is. Epochs count from 0.
 
-    evaluated: epochs whose tune scores are in ``scores``: float16 (len(evaluated), queries, metrics).
+    evaluated: epochs whose tune scores are in ``scores``: float16 (len(evaluated), queries, metrics). weights: epoch ->
+    digest of its weights.
     """
 
     next_epoch: int = 0
@@ -37,6 +38,7 @@ class Progress:
     best_value: float = float("-inf")
     evaluated: list[int] = field(default_factory=list)
     scores: list[NDArray[np.float16]] = field(default_factory=list)
+    weights: dict[int, str] = field(default_factory=dict)
     seconds: float = 0.0
     resumed: int = 0
 
@@ -80,6 +82,7 @@ def save_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimiz
         "best_epoch": progress.best_epoch,
         "best_value": progress.best_value if progress.best_epoch >= 0 else None,
         "evaluated": progress.evaluated,
+        "weights": {str(epoch): digest for epoch, digest in progress.weights.items()},
         "seconds": progress.seconds,
         "resumed": progress.resumed,
     }
@@ -106,6 +109,7 @@ def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimiz
         best_value=float("-inf") if best is None else best,
         evaluated=numbers["evaluated"],
         scores=scores,
+        weights={int(epoch): digest for epoch, digest in numbers.get("weights", {}).items()},
         seconds=numbers["seconds"],
         resumed=numbers["resumed"] + 1,
     )

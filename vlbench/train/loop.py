@@ -7,6 +7,7 @@ choice of the epoch would have given; they are scratch, and nothing but that sco
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -18,6 +19,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from vlbench.canon import digest_file
 from vlbench.cards.kinds import Variant
 from vlbench.errors import Diverged
 from vlbench.files import replacing
@@ -47,6 +49,7 @@ class FitResult:
     epochs: int
     selected_epoch: int
     summary: Mapping[str, float]
+    weights: Mapping[int, str]  # digests of the weights after evaluated epochs
     seconds: float
     resumed: int
 
@@ -75,12 +78,14 @@ def fit(
     log: Log,
     resume: bool = True,
     until: int | None = None,
+    keep: bool = True,
 ) -> FitResult | None:
     """Train one variant with one seed and leave weights, per-epoch scores and scratch weights in ``folder``.
 
     After every epoch a checkpoint is written, so a kill loses at most the epoch in progress; calling again goes on from
     it and ends with the same weights as an unbroken run. until: pause after so many epochs, with the checkpoint.
-    Returns None where the fit is paused and not finished.
+    Returns None where the fit is paused and not finished. keep: leave the weights of evaluated epochs for a scoring;
+    a fit that nobody is going to score keeps their digests only.
 
     Raises: Diverged if a loss, a prediction or a gradient is not finite.
     """
@@ -111,15 +116,21 @@ def fit(
             event["tune"] = {name: scores.mean(name) for name in names}
             if epoch in kept:
                 _save_epoch(model, weights_at(folder, epoch), epoch)
+                progress.weights[epoch] = digest_file(weights_at(folder, epoch))
             if value > progress.best_value:
                 progress.best_epoch, progress.best_value = epoch, value
                 _save_as(model, folder, "selected", epoch)
+            if not keep:
+                weights_at(folder, epoch).unlink(missing_ok=True)
         progress.next_epoch = epoch + 1
         progress.seconds += time.perf_counter() - started
         with replacing(folder / CHECKPOINT) as path:
             save_checkpoint(path, model, optimizer, progress)
         log({**event, "seconds": round(progress.seconds, 3), "epochs": recipe.epochs})
 
+    if not keep:
+        with contextlib.suppress(OSError):  # not empty: a scoring that was asked for earlier may still come
+            (folder / EPOCH_WEIGHTS).rmdir()
     if progress.next_epoch < recipe.epochs:
         return None
     _save_as(model, folder, "last", recipe.epochs - 1)
@@ -133,6 +144,7 @@ def fit(
         epochs=recipe.epochs,
         selected_epoch=progress.best_epoch,
         summary=_summary(names, progress),
+        weights=progress.weights,
         seconds=progress.seconds,
         resumed=progress.resumed,
     )
