@@ -11,14 +11,17 @@ from html.parser import HTMLParser
 import pytest
 from rich.console import Console
 
+from tests.unit.report_lattice import lattice_arms, lattice_plan
 from tests.unit.report_store import build_store, make_scores
-from vlbench.report import figures, words
+from vlbench.report import bibliography, figures, words
 from vlbench.report.compare import Comparison, compare
 from vlbench.report.formats import to_csv, to_json, to_markdown
 from vlbench.report.frame import read
-from vlbench.report.latex import to_latex
+from vlbench.report.latex import as_good_as_the_best, to_latex
 from vlbench.report.page import Report, study_page
 from vlbench.report.tables import terminal
+from vlbench.stats.correct import holm
+from vlbench.stats.design import contrast, difference
 
 NASTY = 'a|b <img src=x onerror=alert(1)> & $x_1$ 50% #{} ~^\\ "q" `c` *d*'
 
@@ -46,6 +49,14 @@ def nasty(tmp_path_factory) -> Comparison:
         edits={NASTY: [NASTY]},
         reported=[{"dataset": "toy", "split": "te_st", "source": NASTY, "values": {"mr-map": 1.5}}],
     )
+
+
+@pytest.fixture(scope="module")
+def lattice(tmp_path_factory) -> Comparison:
+    gains, arms = {"fra": 0.06, "bicmf": 0.03}, lattice_arms(["fra", "bicmf"])
+    effects = {arm: sum(g for (_, g), d in zip(gains.items(), c, strict=True) if d == "1") for c, arm in arms.items()}
+    extra = lattice_plan(list(gains))
+    return judged(tmp_path_factory.mktemp("lattice"), effects, extra=extra, parameters=dict.fromkeys(effects, 9))
 
 
 class Page(HTMLParser):
@@ -96,7 +107,7 @@ def test_the_page_needs_nothing_else_and_can_be_read_aloud(usual):
     tags = [tag for tag, _ in page.tags]
     assert tags.count("table") == tags.count("caption") > 4 and tags.count("h1") == 1
     drawings = [attrs for tag, attrs in page.tags if tag == "svg"]
-    assert len(drawings) == 5 and all(attrs["role"] == "img" for attrs in drawings)
+    assert len(drawings) == 9 and all(attrs["role"] == "img" for attrs in drawings)
     targets = {attrs["href"][1:] for tag, attrs in page.tags if tag == "a" and attrs["href"].startswith("#")}
     assert targets <= set(ids)
     assert "prefers-color-scheme: dark" in html and "@media print" in html and len(html) < 5_000_000
@@ -111,12 +122,74 @@ def test_latex_escapes_every_special_and_balances(nasty):
     assert len(lines) == 4 and len({line.count("&") + 4 * line.count("multicolumn{5}") for line in lines[1:]}) == 1
 
 
-def test_latex_bold_marks_what_survives_and_the_caption_names_the_interval(usual):
+def test_latex_marks_what_survives_and_the_caption_names_every_sign(usual):
     tex = to_latex(usual)
-    assert tex.count("\\textbf") == sum(row.survives for row in usual.rows) > 0
+    assert len(re.findall(r"\d\* &", tex)) == sum(row.survives for row in usual.rows) > 0
     assert "95\\% confidence intervals of the difference" in tex and "Holm over 4 tests" in tex
+    assert "*: the difference survives this correction" in tex
     assert "Rep.: printed by a paper (arXiv v1, table II, test)" in tex
     assert "\\toprule" in tex and "\\bottomrule" in tex
+
+
+def test_latex_bold_is_the_best_and_all_that_are_not_significantly_worse(usual):
+    """Worked by hand: every arm against the best one, Holm over these comparisons."""
+    tex = to_latex(usual)
+    for metric in usual.metrics:
+        values = usual.frame.values(metric, "selected")
+        means = {arm: usual.means[arm, metric].points for arm in values}
+        best = max(means, key=means.get)
+        rest = [arm for arm in means if arm != best]
+        found = [difference(values[best], values[arm], clusters=usual.frame.clusters_of(metric)).p for arm in rest]
+        wanted = {best, *(arm for arm, p in zip(rest, holm(found), strict=True) if p > 0.05)}
+        assert as_good_as_the_best(usual, metric) == wanted
+        for arm in means:
+            number = f"{means[arm]:.2f}"
+            assert (f"\\textbf{{{number}}}" in tex) == (arm in wanted)
+    assert as_good_as_the_best(usual, "mr-map") == {"baseline", "placebo"}
+
+
+@pytest.mark.parametrize(
+    ("spread", "says"),
+    [
+        ("sd", "$\\pm$: standard deviation of the means of the runs (n - 1)"),
+        ("se", "$\\pm$: standard error of the mean, for re-training"),
+        ("ci", "$\\pm$: half of the 95\\% confidence interval of the mean, for re-training"),
+    ],
+)
+def test_latex_says_what_stands_after_a_mean(usual, spread, says):
+    tex = to_latex(usual, spread)
+    mean = usual.means["placebo", "mr-map"]
+    half = (mean.high - mean.low) / 2
+    values = usual.frame.values("mr-map", "selected")["placebo"]
+    error = 100 * contrast({"a": values}, {"a": 1.0}, clusters=usual.frame.clusters_of("mr-map")).se
+    wanted = {"sd": mean.sd_seeds, "se": error, "ci": half}[spread]
+    assert says in tex and f"{mean.points:.2f}}} $\\pm$ {wanted:.2f}" in tex
+
+
+def test_latex_of_one_seed_has_no_standard_deviation(tmp_path):
+    tex = to_latex(judged(tmp_path, {"baseline": 0.1, "without FRA": 0.0}, seeds=1))
+    assert "pm" not in tex and "standard deviation" not in tex
+
+
+def test_the_methods_paragraph_cites_what_was_used_and_nothing_else(usual, tmp_path, lattice):
+    text, keys = bibliography.paragraph(usual), bibliography.used(usual)
+    assert set(keys) == {key for keys in re.findall(r"\\cite\{([^}]*)\}", text) for key in keys.split(",")}
+    assert {"holm1979", "benjamini1995", "satterthwaite1946", "cameron2011", "lakens2017"} <= set(keys)
+    assert not {"shapley1953", "hwang1990", "box2005"} & set(keys)
+    assert {"shapley1953", "box2005"} <= set(bibliography.used(lattice))
+    one = bibliography.used(judged(tmp_path, {"baseline": 0.1, "without FRA": 0.0}, seeds=1))
+    assert "satterthwaite1946" not in one and "holm1979" in one
+    assert text.count("{") == text.count("}") and text.count("$") % 2 == 0 and "3 seeds" in text
+
+
+def test_every_reference_is_whole_bibtex():
+    text = bibliography.bibtex(bibliography.ENTRIES)
+    assert text.count("@") == len(bibliography.ENTRIES) and text.count("{") == text.count("}")
+    for key, entry in bibliography.ENTRIES.items():
+        assert f"@{entry.kind}{{{key}," in text and {"author", "title", "year"} <= entry.fields.keys()
+        assert entry.fields["year"] in key and " and " in f"{entry.fields['author']} and "
+        assert entry.kind != "article" or {"journal", "volume", "pages"} <= entry.fields.keys()
+        assert entry.kind != "inproceedings" or "booktitle" in entry.fields
 
 
 def test_markdown_tables_keep_their_columns(nasty):

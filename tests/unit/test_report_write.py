@@ -24,8 +24,9 @@ from vlbench.runs.store import Store
 
 ARMS = {"baseline": 0.05, "without FRA": 0.0}
 FILES = {
-    "report.md", "comparison.csv", "comparison.tex", "results.json", "index.html", "manifest.json",
-    *(f"figures/{name}.{kind}" for name in ("differences", "curves") for kind in ("svg", "png", "csv")),
+    "report.md", "comparison.csv", "comparison.tex", "methods.tex", "references.bib", "results.json", "index.html",
+    "manifest.json",
+    *(f"figures/{name}.{kind}" for name in ("differences", "runs", "curves", "budget") for kind in ("svg", "png", "csv")),
 }  # fmt: skip
 
 
@@ -101,15 +102,15 @@ def test_the_difference_plot_shows_the_numbers_of_the_table(tmp_path):
     [
         ("md", "report.md"),
         ("csv", "comparison.csv"),
-        ("latex", "comparison.tex"),
+        ("latex", "comparison.tex methods.tex references.bib"),
         ("json", "results.json"),
         ("html", "index.html"),
     ],
 )
-def test_one_format_writes_one_file_and_its_manifest(tmp_path, format_, wanted):
+def test_one_format_writes_its_files_and_their_manifest(tmp_path, format_, wanted):
     store = build_store(tmp_path / "store", make_scores(ARMS))
     write(store, "ablate-fra", tmp_path / "out", format=format_)
-    assert names(tmp_path / "out/ablate-fra") == {wanted, "manifest.json"}
+    assert names(tmp_path / "out/ablate-fra") == {*wanted.split(), "manifest.json"}
 
 
 def test_an_unknown_format_is_refused(tmp_path):

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from vlbench.runs.store import Store
 
 ALL = "*"  # no study can have this name
+NAMED = 20  # differences that are told one by one
 
 
 @click.command(
@@ -146,8 +147,10 @@ def _verify(store: Store, out: Path, studies: Sequence[str]) -> int:
     found = [verify(store, study, out) for study in _known(store, named)]
     for one in found:
         click.echo(one.line)
-        for problem in one.problems:
+        for problem in one.problems[:NAMED]:
             click.echo(f"  {problem}", err=True)
+        if len(one.problems) > NAMED:
+            click.echo(f"  and {len(one.problems) - NAMED} more", err=True)
     return 1 if any(one.problems for one in found) else 0
 
 

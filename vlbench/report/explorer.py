@@ -171,9 +171,10 @@ def levels(values: ArrayLike, top: float | None = None) -> str:
     array = np.asarray(values, dtype=np.float64)
     if array.size == 0:
         return ""
-    array = np.where(np.isfinite(array), array, array[np.isfinite(array)].min(initial=0.0))
+    finite = np.isfinite(array)
+    array = np.where(finite, array, array[finite].min() if finite.any() else 0.0)
     if array.size > MOST_CLIPS:
-        array = np.array([part.max() for part in np.array_split(array, MOST_CLIPS)])
+        array = np.maximum.reduceat(array, np.arange(MOST_CLIPS) * array.size // MOST_CLIPS)
     low, high = (0.0, top) if top is not None else (float(array.min()), float(array.max()))
     scaled = (array - low) / (high - low) if high > low else np.zeros_like(array)
     steps = np.clip(np.rint(scaled * (len(LEVELS) - 1)), 0, len(LEVELS) - 1).astype(int)

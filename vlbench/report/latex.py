@@ -167,7 +167,7 @@ def _spread(comparison: Comparison, arm: str, metric: str, spread: Spread) -> fl
 
 
 def _difference(row: Row) -> list[str]:
-    difference = tex(words.signed(row.points)) + ("$^{*}$" if row.survives else "")
+    difference = tex(words.signed(row.points)) + ("*" if row.survives else "")
     if row.contrast.constant:
         return [difference, "--", "--"]
     between = f"[{tex(words.signed(row.low))}, {tex(words.signed(row.high))}]"

@@ -43,6 +43,11 @@ class Going:
     cause: str = ""
 
     @property
+    def waits(self) -> bool:
+        """Whether nothing of it has begun."""
+        return self.status is Status.NEW and not self.scoring
+
+    @property
     def text(self) -> str:
         """``done``, ``running, epoch 4 of 60``, ``failed: the loss is nan``."""
         if self.status is Status.DONE:
@@ -50,7 +55,7 @@ class Going:
         if self.cause:
             return f"{self.status}: {self.cause}"
         if self.scoring:
-            return "trained, to be scored" if self.status is Status.NEW else f"scoring {self.status}"
+            return "trained, not yet scored" if self.status is Status.NEW else f"trained, scoring {self.status}"
         at = f", epoch {self.curve.epochs[-1]}" if self.curve.epochs else ""
         return f"{self.status}{at}{f' of {self.epochs}' if at and self.epochs else ''}"
 
@@ -111,8 +116,12 @@ class Progress:
 
     @property
     def line(self) -> str:
-        """For a terminal."""
-        return f"{self.study}: {self.done} of {words.counted(self.total, 'run')} finished"
+        """``ablate-fra: 2 of 6 runs finished; placebo, seed 1: running, epoch 4 of 60; 3 not started``."""
+        runs = [(arm.name, run) for arm in self.arms for run in arm.runs if run.status is not Status.DONE]
+        parts = [f"{self.study}: {self.done} of {words.counted(self.total, 'run')} finished"]
+        parts += [f"{arm}, seed {run.seed}: {run.text}" for arm, run in runs if not run.waits]
+        waiting = sum(run.waits for _, run in runs)
+        return "; ".join([*parts, *([f"{waiting} not started"] if waiting else [])])
 
 
 def look(store: Store, study: str) -> Progress:
@@ -210,7 +219,7 @@ def watch(
                 told[study] = progress.holes
                 path.parent.mkdir(parents=True, exist_ok=True)
                 write_text(path, page(progress, None if progress.stuck else every_s))
-                say(f"{progress.line}; {'; '.join(progress.holes)}")
+                say(progress.line)
             if progress.stuck:
                 pending.remove(study)
                 failed = words.counted(progress.total - progress.done, "run")
