@@ -224,6 +224,7 @@ class Choices:
             ),
             question=ablation.question,
             component=ablation.component,
+            title=ablation.title,
             adds=self.question.adds,
             arms=self.question.arms,
             dataset=self.dataset,

@@ -54,7 +54,7 @@ class Plan:
 
     adds: whether the arms add the component (True) or take it away (False); it decides the sign of "helps". claims:
     what will be tested. design: of several components. looks: numbers of seeds at which a study that runs until it is
-    decided may stop, all declared before the first.
+    decided may stop, all declared before the first. title: the component as people write it, where its card says.
     notes: what a reader has to know before any number, such as encoders that the dataset replaced. command: what to
     type to run or finish it.
     """
@@ -77,6 +77,7 @@ class Plan:
     claims: tuple[Claim, ...] = ()
     design: Design | None = None
     looks: tuple[int, ...] = ()
+    title: str = ""
 
     @property
     def todo(self) -> list[Planned]:
@@ -91,6 +92,7 @@ class Plan:
             "command": self.command,
             "question": self.question,
             "component": self.component,
+            "title": self.title,
             "adds": self.adds,
             "dataset": self.dataset,
             "split": self.split,
@@ -160,6 +162,7 @@ def make_plan(
     claims: Sequence[Claim] = (),
     design: Design | None = None,
     looks: Sequence[int] = (),
+    title: str = "",
 ) -> Plan:
     """Look every cell up in the store.
 
@@ -211,6 +214,7 @@ def make_plan(
         claims=tuple(claims),
         design=design,
         looks=tuple(looks),
+        title=title,
     )
 
 
