@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from vlbench.registry import Scalar
 
@@ -40,12 +40,29 @@ class Reported:
 
 
 @dataclass(frozen=True, slots=True)
+class Tuned:
+    """Values that a sweep found for one dataset, as ``vlbench promote`` keeps them in a card.
+
+    values: card keys. study, digest, trial: where they come from. budget: what finding them cost (``trials``,
+    ``epochs``, ``sampler``, ``parameters`` ...). origin: ``file:line``.
+    """
+
+    values: Mapping[str, Scalar]
+    study: str
+    digest: str
+    trial: int
+    budget: Mapping[str, Scalar]
+    origin: str
+
+
+@dataclass(frozen=True, slots=True)
 class Variant:
     """A complete model description: one resolved card.
 
     model: the sizes that slots share (``width attention_heads feedforward dropout``). slots and losses: every slot of
-    the catalogue, filled. recipe: the ``[train]`` table. origin: for every card key, the ``file:line`` that set it, or
-    ``catalog``.
+    the catalogue, filled. recipe: the ``[train]`` table. search: key -> the range or the choices that a sweep may use,
+    as written; checked by ``cards.space``. tuned: dataset -> values that a sweep found; a card's own, never its
+    parent's. origin: for every card key, the ``file:line`` that set it, or ``catalog``; ``search.KEY`` for the space.
     """
 
     name: str
@@ -56,8 +73,9 @@ class Variant:
     slots: Mapping[str, Use]
     losses: Mapping[str, Use]
     recipe: Mapping[str, Scalar]
-    search: Mapping[str, Mapping[str, Scalar]] = field(default_factory=dict)
+    search: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     reported: tuple[Reported, ...] = ()
+    tuned: Mapping[str, Tuned] = field(default_factory=dict)
     origin: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -144,7 +162,7 @@ class Ablation:
 
     title: the component as people write it, such as Bi-CMF. hypothesis: what its author expects, written down before
     any number; empty where nobody did. components, design: of a card that crosses several components, which has no arms
-    of its own.
+    of its own. tuning: whether every arm has the card's tuned values, none, or those of a sweep of its own.
     """
 
     name: str
@@ -160,6 +178,43 @@ class Ablation:
     title: str = ""
     components: tuple[str, ...] = ()
     design: DesignKind | None = None
+    tuning: Tuning = "inherit"
+
+
+SamplerKind = Literal["tpe", "random", "qmc", "gp"]
+PrunerKind = Literal["none", "median", "percentile", "hyperband"]
+Tuning = Literal["inherit", "none", "equal-budget"]
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """How much a sweep may spend and how it decides: one card in ``sweeps/``.
+
+    batch: trials that are asked for together. decisions: numbers of epochs after which the pruner is asked. objective:
+    metrics on the tuning split, their mean unless ``pareto`` keeps them apart. startup: trials before the sampler and
+    the pruner trust what they saw. percentile: of the ``percentile`` pruner, the share that goes on. seed: of every
+    trial's fit and of the sampler. final_seeds: fresh seeds of the winner's fits. final_arms: most members of a Pareto
+    front that are fitted again. max_failures: failed trials that do not stop the sweep. margin: points inside which the
+    final difference counts as negligible. origin: key -> ``file:line``.
+    """
+
+    name: str
+    title: str
+    sampler: SamplerKind
+    pruner: PrunerKind
+    trials: int
+    batch: int
+    decisions: tuple[int, ...]
+    objective: tuple[str, ...]
+    pareto: bool
+    startup: int
+    percentile: float
+    seed: int
+    final_seeds: int
+    final_arms: int
+    max_failures: int
+    margin: float
+    origin: Mapping[str, str] = field(default_factory=dict)
 
 
 def _shown(value: Scalar | None) -> str:

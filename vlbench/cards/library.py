@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from vlbench import catalog
-from vlbench.cards.kinds import Ablation, ArmCard, DesignKind, Variant
+from vlbench.cards.kinds import Ablation, ArmCard, Budget, DesignKind, PrunerKind, SamplerKind, Tuning, Variant
 from vlbench.cards.published import reported_of
 from vlbench.cards.read import Schema, line_of, load_toml, validate
 from vlbench.cards.resolve import resolve
@@ -40,8 +40,28 @@ class AblationCard(Schema):
     seeds: int = Field(default=5, ge=1)
     primary: list[str] = Field(default=["mr-map", "hd-map"], min_length=1)
     margin: float = Field(default=0.5, gt=0)
-    tuning: Literal["inherit"] = "inherit"
+    tuning: Tuning = "inherit"
     arm: list[ArmTable] = []
+
+
+class SweepCard(Schema):
+    """A card in ``sweeps/``; see ``cards.kinds.Budget``."""
+
+    title: str = ""
+    sampler: SamplerKind = "tpe"
+    pruner: PrunerKind = "median"
+    trials: int = Field(ge=1)
+    batch: int = Field(default=4, ge=1)
+    decisions: list[Annotated[int, Field(ge=1)]] = Field(default=[])
+    objective: list[str] = Field(default=["mr-map", "hd-map"], min_length=1)
+    pareto: bool = False
+    startup: int = Field(default=5, ge=1)
+    percentile: float = Field(default=25.0, gt=0, lt=100)
+    seed: int = Field(default=0, ge=0)
+    final_seeds: int = Field(default=3, ge=0)
+    final_arms: int = Field(default=4, ge=1)
+    max_failures: int = Field(default=5, ge=0)
+    margin: float = Field(default=0.5, gt=0)
 
 
 def builtin_root() -> Path:
@@ -63,7 +83,7 @@ def cards(kind: Kind, root: Path) -> dict[str, Path]:
 def load_variant(name: str, root: Path) -> Variant:
     """The resolved variant of this name, or of a path to a card. Raises CardError with the near miss."""
     path = _find("models", "variant", name, root, None)
-    variant = resolve(path, lambda n, where: _find("models", "variant", n, root, where))
+    variant = resolve(path, lambda n, where: _parent(n, root, where))
     if path.resolve().parent != (builtin_root() / "models").resolve():
         return variant  # a card of the same name in a workspace is another model
     return replace(variant, reported=(*reported_of(variant.name), *variant.reported))
@@ -104,6 +124,65 @@ def load_ablation(name: str, root: Path) -> Ablation:
         seeds=card.seeds,
         primary=tuple(card.primary),
         margin=card.margin,
+        tuning=card.tuning,
+    )
+
+
+def _parent(name: str, root: Path, where: str) -> Path:
+    """The card that another one extends; a card that extends its own name means the built-in one that it hides."""
+    path = _find("models", "variant", name, root, where)
+    builtin = builtin_root() / "models" / f"{name}.toml"
+    return builtin if where.rpartition(":")[0] == str(path) and builtin.is_file() else path
+
+
+def load_sweep(name: str, root: Path) -> Budget:
+    """The sweep card of this name. Raises CardError with the near miss."""
+    path = _find("sweeps", "sweep card", name, root, None)
+    table, text = load_toml(path)
+    card = validate(SweepCard, table, path, text)
+    origin = {key: f"{path}:{line_of(text, [key]) or 1}" for key in SweepCard.model_fields}
+    for metric in card.objective:
+        if metric not in catalog.metrics:
+            raise CardError(
+                f'objective names "{metric}", which is not a metric',
+                where=origin["objective"],
+                hint=suggestion(metric, catalog.metrics),
+            )
+    for key, values in (("objective", card.objective), ("decisions", [str(epoch) for epoch in card.decisions])):
+        if len(set(values)) < len(values):
+            raise CardError(f"{key} names a value twice ({', '.join(values)})", where=origin[key])
+    if card.pareto and len(card.objective) < 2:
+        raise CardError("pareto keeps objectives apart, but there is only one", where=origin["pareto"])
+    if card.pareto and card.pruner != "none":
+        raise CardError(
+            f'pruner = "{card.pruner}" needs one objective: a trial cannot be stopped on several',
+            where=origin["pruner" if "pruner" in table else "pareto"],
+            hint='set pruner = "none"',
+        )
+    if card.pruner != "none" and not card.decisions:
+        raise CardError(
+            f'pruner = "{card.pruner}" has no epochs to decide at',
+            where=origin["pruner"],
+            hint='set decisions = [epochs, ...], or pruner = "none"',
+        )
+    return Budget(
+        name=path.stem,
+        title=card.title or path.stem,
+        sampler=card.sampler,
+        pruner=card.pruner,
+        trials=card.trials,
+        batch=card.batch,
+        decisions=tuple(sorted(card.decisions)),
+        objective=tuple(card.objective),
+        pareto=card.pareto,
+        startup=card.startup,
+        percentile=card.percentile,
+        seed=card.seed,
+        final_seeds=card.final_seeds,
+        final_arms=card.final_arms,
+        max_failures=card.max_failures,
+        margin=card.margin,
+        origin=origin,
     )
 
 

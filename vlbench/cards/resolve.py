@@ -7,13 +7,14 @@ a set of flat keys with new values, so an arm is resolved exactly as a card that
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from pydantic import Field
 
 from vlbench import catalog
-from vlbench.cards.kinds import Arm, Edit, Features, Reported, Use, Variant
+from vlbench.cards.kinds import Arm, Edit, Features, Reported, Tuned, Use, Variant
 from vlbench.cards.read import Schema, line_of, load_toml, validate
 from vlbench.catalog import Slot
 from vlbench.errors import CardError, suggestion
@@ -38,6 +39,16 @@ class ReportedTable(Schema):
     values: dict[str, float]
 
 
+class TunedTable(Schema):
+    """``[tuned.DATASET]``: what ``vlbench promote`` wrote. set: card keys and their values; budget: what it cost."""
+
+    study: str
+    digest: str
+    trial: int
+    budget: dict[str, bool | int | float | str] = Field(default_factory=dict)
+    set: dict[str, bool | int | float | str] = Field(min_length=1)
+
+
 class VariantCard(Schema):
     """The top level of a card in ``models/``; slots, losses and the recipe are checked against the catalogue."""
 
@@ -49,6 +60,7 @@ class VariantCard(Schema):
     loss: dict[str, dict[str, Any]] = Field(default_factory=dict)
     train: dict[str, Any] = Field(default_factory=dict)
     search: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    tuned: dict[str, TunedTable] = Field(default_factory=dict)
     reported: list[ReportedTable] = Field(default_factory=list)
 
 
@@ -80,8 +92,10 @@ def resolve(path: Path, find_parent: Callable[[str, str], Path]) -> Variant:
     draft, chain = Draft(), _chain(path, find_parent, ())
     for card_path, card, text in reversed(chain):
         _apply_card(draft, card_path, card, text)
-    leaf = chain[0][1]
-    return build(
+        for key in card.search:
+            draft.origin[f"search.{key}"] = f"{card_path}:{line_of(text, ('search', key)) or 1}"
+    _, leaf, leaf_text = chain[0]
+    built = build(
         draft,
         name=path.stem,
         title=leaf.title or path.stem,
@@ -89,6 +103,28 @@ def resolve(path: Path, find_parent: Callable[[str, str], Path]) -> Variant:
         search=_search(chain),
         reported=tuple(Reported(r.dataset, r.split, r.source, r.values) for r in leaf.reported),
     )
+    tuned = {
+        dataset: Tuned(
+            table.set,
+            table.study,
+            table.digest,
+            table.trial,
+            table.budget,
+            f"{path}:{line_of(leaf_text, ('tuned', dataset)) or 1}",
+        )
+        for dataset, table in leaf.tuned.items()
+    }
+    return replace(built, tuned=tuned)
+
+
+def tune(variant: Variant, dataset: str) -> tuple[Variant, str | None]:
+    """The variant with the values that its card holds for a dataset, and a note that says so; itself without any."""
+    found = variant.tuned.get(dataset)
+    if found is None:
+        return variant, None
+    edited = edit(variant, found.values, origin=found.origin).variant
+    values = ", ".join(f"{key} = {value}" for key, value in found.values.items())
+    return edited, f"tuned on {dataset} by {found.study}, trial {found.trial}: {values}"
 
 
 def edit(variant: Variant, changes: Mapping[str, Scalar], *, name: str | None = None, origin: str) -> Arm:
@@ -140,7 +176,7 @@ def build(
     name: str,
     title: str,
     paper: str,
-    search: Mapping[str, Mapping[str, Scalar]],
+    search: Mapping[str, Mapping[str, Any]],
     reported: tuple[Reported, ...],
 ) -> Variant:
     """A variant from a flat card: defaults filled in, every value checked and cast to its default's type."""
@@ -221,8 +257,8 @@ def _apply_card(draft: Draft, path: Path, card: VariantCard, text: str) -> None:
         put(f"train.{key}", value, "train", key)
 
 
-def _search(chain: list[tuple[Path, VariantCard, str]]) -> dict[str, Mapping[str, Scalar]]:
-    merged: dict[str, Mapping[str, Scalar]] = {}
+def _search(chain: list[tuple[Path, VariantCard, str]]) -> dict[str, Mapping[str, Any]]:
+    merged: dict[str, Mapping[str, Any]] = {}
     for _, card, _ in reversed(chain):
         merged |= card.search
     return merged
