@@ -128,7 +128,8 @@ class Frame:
     seeds: those that every arm has, in the order of the plan. planned: those that the plan asked for. clusters: one
     label per query where some queries share a source video, else None. metrics: in the order of the catalogue. claims:
     those whose arms are all here. design: of a study that crosses several components. looks: the numbers of seeds at
-    which a sequential study may stop, declared before the first. looked: what was shown of this study before. ledger:
+    which a sequential study may stop, declared before the first. looked: what was shown of this study
+    before. title: of the component, where its card says. ledger:
     how often the store's studies looked at the reporting split.
     """
 
@@ -155,6 +156,7 @@ class Frame:
     design: Design | None = None
     looks: tuple[int, ...] = ()
     looked: tuple[Look, ...] = ()
+    title: str = ""
     ledger: Tally | None = None
 
     @property
@@ -194,7 +196,11 @@ class Frame:
         return self.arms[0]
 
     def title_of_component(self, component: str) -> str:
-        """The component as the design, the arms or the question spell it, such as FRA for ``fra``; else its name."""
+        """The component as its card, the design, the arms or the question spell it, such as FRA for ``fra``; else its
+        name.
+        """
+        if component == self.component and self.title:
+            return self.title
         for factor in self.design.factors if self.design else ():
             if factor.name == component:
                 return factor.title
@@ -326,6 +332,7 @@ def read(store: Store, study: str, *, allow_missing: bool = False) -> Frame:
         design=_design(plan),
         looks=tuple(int(look) for look in plan.get("looks", ())),
         ledger=_ledger(store, plan),
+        title=str(plan.get("title", "")),
         looked=tuple(Look(int(look["seeds"]), float(look["margin"])) for look in store.looks(study)),
     )
 
