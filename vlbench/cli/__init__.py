@@ -15,6 +15,7 @@ from vlbench.errors import VlbenchError
 _COMMANDS = {
     "list": "vlbench.cli.show:list_",
     "show": "vlbench.cli.show:show",
+    "doctor": "vlbench.cli.doctor:doctor",
     "check": "vlbench.cli.check:check",
     "selftest": "vlbench.cli.selftest:selftest",
     "data": "vlbench.cli.data:data",
