@@ -31,13 +31,17 @@ THREADS = 1  # per cell on a CPU: one single-threaded process per core is fastes
 class Options:
     """How to run, never what: nothing here changes a result beyond rounding.
 
-    until: fits pause after so many epochs and keep their checkpoint; None: they run to their end.
+    until: fits pause after so many epochs and keep their checkpoint; None: they run to their end. share: the part of a
+    GPU's memory that a cell may take, in (0, 1]. work: what a worker calls with specs and options; anything other than
+    ``run_cells`` is for trying out executors.
     """
 
     store: str
     workspace: str
     device: str = "cpu"
     until: int | None = None
+    share: float = 1.0
+    work: str = "vlbench.runs.work:run_cells"
 
 
 def run_cells(specs: Sequence[str], options: Options) -> None:
@@ -46,7 +50,7 @@ def run_cells(specs: Sequence[str], options: Options) -> None:
     A cell that fails is recorded with its cause and the next one goes on; a cell whose fit failed is not tried. A fit
     that pauses keeps its checkpoint: any later command may go on with it.
     """
-    _settle()
+    _settle(options)
     store = Store(Path(options.store))
     _free_leftovers(store)
     cells = [from_spec(json.loads(text)) for text in specs]
@@ -293,13 +297,15 @@ def _device(name: str) -> Any:
     return torch.device(name)
 
 
-def _settle() -> None:
-    """Fix what the digits depend on: the number of threads, and plain fp32 products on a GPU."""
+def _settle(options: Options) -> None:
+    """Fix what the digits depend on, threads and plain fp32 products, and how much of a GPU's memory may be taken."""
     import torch
 
     torch.set_num_threads(THREADS)
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
+    if options.device.startswith("cuda"):
+        torch.cuda.set_per_process_memory_fraction(options.share, _device(options.device))
 
 
 def _now() -> str:
