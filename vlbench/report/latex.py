@@ -188,7 +188,8 @@ def _caption(comparison: Comparison, spread: Spread, *, differences: bool) -> st
     sentences = [
         frame.question,
         f"Dataset {frame.dataset}, split {frame.split}, {words.counted(len(frame.queries), 'query')}{clustered}, "
-        f"{words.counted(len(frame.seeds), 'seed')}; {comparison.checkpoint} checkpoint ({frame.selection}).",
+        f"{words.counted(len(frame.seeds), 'seed')}; {comparison.checkpoint} checkpoint ({frame.selection}; "
+        "one look at the reporting split).",
     ]
     if any(_spread(comparison, arm, metric, spread) is not None for arm, metric in comparison.means):
         # the interval of a mean speaks about the same population as its arm's verdict

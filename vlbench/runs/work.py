@@ -48,7 +48,8 @@ def run_cells(specs: Sequence[str], options: Options) -> None:
     """Run cells in order: fits, and scores of fits that are finished. Finished and held cells are passed over.
 
     A cell that fails is recorded with its cause and the next one goes on; a cell whose fit failed is not tried. A fit
-    that pauses keeps its checkpoint: any later command may go on with it.
+    that pauses keeps its checkpoint: any later command may go on with it. The weights of a fit's epochs wait for a
+    score that is among these cells; where none is, they are not kept.
     """
     _settle(options)
     store = Store(Path(options.store))
