@@ -101,10 +101,13 @@
     const id = `explorer-${++seq}`, items = make("ul", { "aria-labelledby": id });
     for (const [entry, place] of entries) {
       const query = data.queries[entry[0]];
-      const button = make("button", { type: "button" },
+      const button = make("button", { type: "button", title: query.text },
         make("span", { class: "change" }, signed(entry[1])), make("span", { class: "words" }, query.text));
       if (place === state.entry) button.setAttribute("aria-current", "true");
-      button.addEventListener("click", () => show({ entry: place }));
+      button.addEventListener("click", () => {
+        show({ entry: place });
+        picked.scrollIntoView({ block: "nearest" }); // on a narrow page it stands below the list
+      });
       items.append(make("li", {}, button));
     }
     return make("div", {}, make("h3", { id }, title), items);
