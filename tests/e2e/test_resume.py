@@ -52,6 +52,9 @@ def interrupted(arguments: list[str], store: Path, sign: signal.Signals, whole_g
         os.killpg(process.pid, sign)
     else:
         process.send_signal(sign)
+    if sign is signal.SIGINT:  # once would let the running fit end
+        time.sleep(0.3)
+        process.send_signal(sign)
     return process.wait(60)
 
 
@@ -76,7 +79,7 @@ def records(store: Path) -> dict[str, bytes]:
 @pytest.mark.parametrize(
     ("sign", "whole_group"),
     [(signal.SIGKILL, True), (signal.SIGKILL, False), (signal.SIGINT, False)],
-    ids=["everything killed", "coordinator killed", "Ctrl-C"],
+    ids=["everything killed", "coordinator killed", "Ctrl-C twice"],
 )
 def test_the_same_command_goes_on_and_ends_with_the_same_record(workspace, unbroken, sign, whole_group):
     store = workspace / "store"
@@ -90,6 +93,26 @@ def test_the_same_command_goes_on_and_ends_with_the_same_record(workspace, unbro
     made_by = Store(store).made_by(fit)
     assert made_by is not None and made_by["resumed"] == 1  # it did go on from a checkpoint
     assert [event["epoch"] for event in Store(store).events(fit)] == [0, 1, 2, 3]
+
+
+def test_ctrl_c_once_finishes_what_runs_and_names_what_is_left(workspace):
+    store, environment = workspace / "store", {**os.environ, "VLBENCH_STORE": str(workspace / "store")}
+    command = ["ablate", "--component", "fra", "--seeds", "1", *QUICK]
+    process = subprocess.Popen(
+        [*VLBENCH, *command, "--jobs", "1"], env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    deadline = time.monotonic() + 120
+    while not any(Store(store).events(cell) for cell in Store(store).cell_ids()):
+        assert time.monotonic() < deadline and process.poll() is None, "the command ended before its first epoch"
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the workers too
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 130
+    kinds = sorted(json.loads(record)["kind"] for record in records(store).values())
+    assert kinds == ["fit", "score"]  # of the three arms one ran, and it was finished
+    last = said.strip().splitlines()[-1]
+    assert last.startswith("interrupted: finished cells are kept; 2 of 3 fits are left (")
+    assert f"go on with: vlbench {' '.join(command[:3])}" in last
 
 
 def test_a_finished_study_runs_nothing_again(workspace, unbroken):

@@ -81,8 +81,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except VlbenchError as error:
         click.echo(f"error: {error}", err=True)
         sys.exit(2)
-    except (KeyboardInterrupt, click.Abort):
-        click.echo("interrupted: finished cells are kept; the same command goes on", err=True)
+    except (KeyboardInterrupt, click.Abort) as error:
+        said = str(error.__cause__ or error)  # click turns the one into the other
+        click.echo(f"interrupted: finished cells are kept; {said or 'the same command goes on'}", err=True)
         sys.exit(130)
     except BrokenPipeError:  # the reader of our output went away, as head does
         sys.stderr.close()

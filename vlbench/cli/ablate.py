@@ -13,7 +13,9 @@ import click
 from vlbench.cli import options
 
 if TYPE_CHECKING:
+    from vlbench.runs.executors import Executor
     from vlbench.runs.store import Store
+    from vlbench.runs.work import Options
     from vlbench.studies.plan import Plan
 
 LIVE_S = 5.0  # between two looks at running fits for the tracker
@@ -258,10 +260,13 @@ def _conduct(plan: Plan, heading: str, store: Store, root: Path, how: How) -> tu
     difference is decided.
     """
     from vlbench.cli.view import show_plan
+    from vlbench.runs.work import Options
     from vlbench.studies.plan import expected_seconds
 
-    found = ["cpu"] if how.dry_run or how.collect or not plan.todo else options.devices(how.device)
-    workers = options.slots(how.jobs, found)
+    runner, where = None, Options(str(store.root), str(root))
+    if plan.todo and not how.dry_run and not how.collect:
+        runner = options.executor(how.executor, jobs=how.jobs, device=how.device, options=where)
+    workers = runner.slots if runner else options.slots(how.jobs, ["cpu"])
     show_plan(plan, workers=workers, expected_s=expected_seconds(plan, store), heading=heading)
     if how.dry_run:
         if how.as_json:
@@ -269,21 +274,19 @@ def _conduct(plan: Plan, heading: str, store: Store, root: Path, how: How) -> tu
         return 0, False
     store.save_plan(plan.study, plan.as_json())
     failures: list[str] = []
-    if plan.todo and not how.collect:
-        failures = _run(plan, store, root, found, workers, how.executor)
+    if runner is not None:
+        failures = _run(plan, store, runner, where)
     return _answer(plan, store, failures, how)
 
 
-def _run(plan: Plan, store: Store, root: Path, found: list[str], workers: int, executor: str) -> list[str]:
+def _run(plan: Plan, store: Store, runner: Executor, where: Options) -> list[str]:
+    """Run what is missing with progress, publishing along; returns the failures, a line each."""
     import contextlib
 
-    from vlbench import catalog
-    from vlbench.cli.view import watch
-    from vlbench.runs.work import Options
-    from vlbench.studies.conduct import conduct
+    from vlbench.cli.view import paces, watch
+    from vlbench.studies.conduct import conduct, interruptible, what_is_left
     from vlbench.track.mlflow import Publisher, runs_of
 
-    runner = catalog.executors[executor].load()(jobs=workers, devices=found)
     publisher = Publisher(store, plan.study, runs_of(plan.as_json()))
     running: set[str] = set()
     published = time.monotonic()
@@ -295,9 +298,11 @@ def _run(plan: Plan, store: Store, root: Path, found: list[str], workers: int, e
             for fit_id in running:
                 publisher.publish(fit_id)
 
-    moments = conduct(plan, store, runner, Options(str(store.root), str(root)))
-    with contextlib.closing(moments):
-        failures = watch(_noting(moments, running, publisher), plan, live)
+    with interruptible(lambda: what_is_left(plan, store)) as stop:
+        moments = conduct(plan, store, runner, where, stop)
+        with contextlib.closing(moments):
+            told = _noting(moments, running, publisher)
+            failures = watch(told, plan, live, workers=runner.slots, past=paces(plan, store))
     if (problem := publisher.close()) is not None:
         click.echo(f"the tracker was not reached ({problem}); later: vlbench runs publish", err=True)
     return failures

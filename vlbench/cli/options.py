@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from vlbench.errors import CardError, EnvironmentProblem
 from vlbench.registry import Scalar
+
+if TYPE_CHECKING:
+    from vlbench.runs.executors import Executor
+    from vlbench.runs.work import Options
 
 DEFAULT_DATASET = "planted-quick"
 DEFAULT_VARIANT = "videolights_quick"
@@ -33,10 +37,45 @@ def what(command: F) -> F:
     return command
 
 
+_PLACE = "vlbench.place"
+
+
+def _keep(context: click.Context, option: click.Parameter, value: object) -> object:
+    """Keep an option for ``executor``: how a command places its cells is no business of the command."""
+    context.meta.setdefault(_PLACE, {})[option.name] = value
+    return value
+
+
 def how(command: F) -> F:
-    """Device, precision, workers."""
+    """Device, precision, workers and where they are. ``executor`` reads what a command is not told."""
     for option in (
-        click.option("--executor", default="local", show_default=True, metavar="NAME", help="local or inline."),
+        click.option(
+            "--resource",
+            "resources",
+            multiple=True,
+            metavar="NAME=AMOUNT",
+            expose_value=False,
+            callback=_keep,
+            help="With ray: what a cell needs of a custom resource of the cluster, such as a100=1. Repeatable.",
+        ),
+        click.option(
+            "--address",
+            metavar="ADDRESS",
+            expose_value=False,
+            callback=_keep,
+            help="With ray: local, auto, HOST:PORT or ray://HOST:PORT. [default: local]",
+        ),
+        click.option(
+            "--executor", default="local", show_default=True, metavar="NAME", help="local, inline or ray (a cluster)."
+        ),
+        click.option(
+            "--per-device",
+            type=click.IntRange(min=1),
+            metavar="N",
+            expose_value=False,
+            callback=_keep,
+            help="Cells at once on each GPU; each keeps to its part of the memory. [default: 1]",
+        ),
         click.option("--jobs", type=click.IntRange(min=1), help="Cells at once. [default: one per core or GPU]"),
         click.option(
             "--precision",
@@ -89,6 +128,56 @@ def devices(name: str) -> list[str]:
             f"{name} was asked for, but torch sees {count} CUDA devices", where="--device", hint="use --device cpu"
         )
     return wanted
+
+
+def executor(name: str, *, jobs: int | None, device: str, options: Options) -> Executor:
+    """The executor that was asked for, ready to work: devices were found, and every machine sees the store.
+
+    ``--per-device``, ``--address`` and ``--resource`` of the running command are read here.
+    Raises: CardError if there is no such executor, EnvironmentProblem if it cannot work here.
+    """
+    from vlbench import catalog
+
+    context = click.get_current_context(silent=True)
+    place: dict[str, Any] = context.meta.get(_PLACE, {}) if context else {}
+    address, resources, per_device = (place.get(key) for key in ("address", "resources", "per_device"))
+    entry = catalog.executors[name]
+    made: Executor
+    if entry.facts.get("cluster"):
+        made = entry.load()(
+            jobs=jobs,
+            device=device,
+            per_device=per_device or 1,
+            address=address or "local",
+            resources=_amounts(resources or ()),
+        )
+    else:
+        for given, option in ((address, "--address"), (resources, "--resource")):
+            if given:
+                raise EnvironmentProblem(f"{option} is of the executor ray", where=option, hint="add --executor ray")
+        found = devices(device)
+        if per_device and found == ["cpu"]:
+            raise EnvironmentProblem("there is no GPU to be divided", where="--per-device", hint="use --jobs")
+        made = entry.load()(jobs=jobs or slots(None, found) * (per_device or 1), devices=found)
+    if (why := made.check(options)) is not None:
+        raise EnvironmentProblem(why, where=f"--executor {name}")
+    return made
+
+
+def _amounts(resources: tuple[str, ...]) -> dict[str, float]:
+    """``("a100=1",)`` -> {"a100": 1.0}."""
+    found = {}
+    for text in resources:
+        name, _, amount = text.partition("=")
+        try:
+            found[name] = float(amount)
+        except ValueError:
+            found[name] = 0.0
+        if not name or not 0 < found[name] < float("inf"):
+            raise CardError(
+                f'needs NAME=AMOUNT (got "{text}")', where="--resource", hint="for example --resource a100=1"
+            )
+    return found
 
 
 def slots(jobs: int | None, found: list[str]) -> int:

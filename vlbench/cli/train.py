@@ -46,6 +46,7 @@ def train(
     from vlbench.cli.view import show_plan
     from vlbench.data.base import open_dataset, parse_features
     from vlbench.runs.store import Store
+    from vlbench.runs.work import Options
     from vlbench.studies import ablate as study
     from vlbench.studies.plan import BASELINE, expected_seconds, make_plan
     from vlbench.workspace import find
@@ -75,14 +76,16 @@ def train(
         store=store,
         notes=[note] if note else [],
     )
-    found = ["cpu"] if dry_run or not plan.todo else options.devices(device)
-    workers = options.slots(jobs, found)
+    runner, where = None, Options(str(store.root), str(workspace.root))
+    if plan.todo and not dry_run:
+        runner = options.executor(executor, jobs=jobs, device=device, options=where)
+    workers = runner.slots if runner else options.slots(jobs, ["cpu"])
     heading = f"train {base.name} · {data.name} · seed {seed}"
     show_plan(plan, workers=workers, expected_s=expected_seconds(plan, store), heading=heading)
     if dry_run:
         return 0
     store.save_plan(plan.study, plan.as_json())
-    failures = _run(plan, store, workspace.root, found, workers, executor) if plan.todo else []
+    failures = _run(plan, store, runner, where) if runner else []
     for failure in failures:
         click.echo(f"failed: {failure}", err=True)
     (cell,) = plan.cells
