@@ -14,7 +14,7 @@ from tests.unit.test_report_formats import Page
 from vlbench.canon import digest_file
 from vlbench.data.predictions import write_predictions
 from vlbench.data.types import Prediction
-from vlbench.report import explorer
+from vlbench.report import explorer, figures
 from vlbench.report.compare import compare
 from vlbench.report.explorer import Contrast, area, bounded, explore, levels, most_moved, overlap
 from vlbench.report.frame import read
@@ -182,6 +182,21 @@ def test_the_section_stands_without_a_script_and_text_stays_text(made, tmp_path)
     assert all(labels) and any(label.startswith("Ground truth: 4–10 s") for label in labels)
     data = re.search(r'<script type="application/json" id="explorer-data">(.*?)</script>', html, re.DOTALL)
     assert json.loads(data.group(1))["arms"] == ["baseline", "without FRA", "placebo"]
+
+
+def test_a_page_with_everything_on_it_is_small_and_reaches_for_nothing_outside(made, tmp_path):
+    store, workspace = made
+    comparison = compare(read(store, "ablate-fra"))
+    plots = tuple(figures.plots(comparison))
+    html = study_page(Report(comparison, plots, ("report.md",), explore(store, comparison, workspace)))
+    assert len(html.encode()) < 1_000_000
+    assert not re.search(r"""(src|href|action)\s*=\s*["']?\s*(https?:)?//|url\(\s*["']?http|@import""", html)
+    outside = set(re.findall(r"https?://[^\s\"'<)]+", html))
+    assert outside <= {
+        "http://www.w3.org/1999/xlink",
+        "http://www.w3.org/2000/svg",
+        "http://www.w3.org/1998/Math/MathML",
+    }
 
 
 def test_the_script_is_whole_and_reaches_for_nothing_outside():

@@ -138,13 +138,17 @@
 
   // from a row of a comparison table to its queries
   data.metrics.forEach((found, place) => {
-    const table = document.getElementById(`caption-primary-${found.key.toLowerCase().replace(/[^a-z0-9]+/g, "-")}`)?.closest("table");
-    for (const row of table ? table.tBodies[0].rows : []) {
-      const at = data.contrasts.findIndex((x) => x.name === row.cells[0].textContent.trim());
-      if (at < 0) continue;
-      const link = make("a", { href: "#queries", class: "peek", "aria-label": `${data.contrasts[at].name}: its queries` }, "queries");
-      link.addEventListener("click", () => show({ contrast: at, metric: place, entry: 0 }));
-      row.cells[0].append(" ", link);
+    const key = found.key.toLowerCase().replace(/[^a-z0-9]+/g, "-");
+    for (const caption of [`caption-primary-${key}`, `caption-effects-${key}`]) {
+      const table = document.getElementById(caption)?.closest("table");
+      for (const row of table ? table.tBodies[0].rows : []) {
+        const cell = row.cells[0], names = [cell.textContent.trim(), cell.dataset.v];
+        const at = data.contrasts.findIndex((x) => names.includes(x.name));
+        if (at < 0) continue;
+        const link = make("a", { href: "#queries", class: "peek", "aria-label": `${data.contrasts[at].name}: its queries` }, "queries");
+        link.addEventListener("click", () => show({ contrast: at, metric: place, entry: 0 }));
+        cell.append(" ", link);
+      }
     }
   });
 }
