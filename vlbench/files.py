@@ -35,6 +35,6 @@ def read_json(path: Path) -> dict[str, Any] | None:
     """The object in a file, or None if there is no file or no whole object in it."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, json.JSONDecodeError):
+    except (FileNotFoundError, ValueError):  # bytes that are not text are no JSON either
         return None
     return found if isinstance(found, dict) else None
