@@ -99,11 +99,28 @@ def test_a_study_of_which_only_failures_are_left_is_not_waited_for(tmp_path):
     assert "the loss is nan" in html and not re.search("http-equiv|helps|hurts|unresolved", html.split("<body>")[1])
 
 
-def test_a_study_whose_looks_were_declared_is_judged_at_a_look_only(tmp_path):
-    """The plan holds the seeds up to the next look, so a look is a complete plan."""
-    store = unfinished(tmp_path / "store", extra={"looks": [2, 3]})
-    assert not look(store, "ablate-fra").complete
-    assert "helps" not in page(look(store, "ablate-fra"), None).split("<body>")[1]
+def test_a_study_whose_looks_were_declared_is_reported_at_each_look_and_goes_on(tmp_path):
+    """The plan holds the seeds up to the next look, so a look is a complete plan; nothing is judged between looks."""
+    arms = {"baseline": 0.004, "without FRA": 0.0}
+
+    def grown(seeds, skip=()):
+        shutil.rmtree(tmp_path / "store", ignore_errors=True)
+        extra = {"looks": [2, 4]}
+        return build_store(tmp_path / "store", make_scores(arms, seeds=seeds), extra=extra, skip=skip)
+
+    said: list[str] = []
+    pages: list[str] = []
+    steps = [lambda: grown(4, [("baseline", 3)]), lambda: grown(4)]
+
+    def pause(_):
+        pages.append((tmp_path / "out/ablate-fra/index.html").read_text().split("<body>")[1].split("<script>")[0])
+        steps.pop(0)()
+
+    assert watch(grown(2), tmp_path / "out", studies=["ablate-fra"], say=said.append, pause=pause) == []
+    assert [line.split(";")[0].split(": ")[1] for line in said] == [
+        "4 of 4 runs finished", "7 of 8 runs finished", "8 of 8 runs finished",
+    ]  # fmt: skip
+    assert "unresolved" in pages[0] and "unresolved" not in pages[1]
 
 
 def test_the_command_watches_and_exits_by_what_it_found(tmp_path, monkeypatch):

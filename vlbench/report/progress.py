@@ -13,14 +13,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from vlbench.errors import VlbenchError
 from vlbench.files import write_text
 from vlbench.report import figures, words
+from vlbench.report.compare import Comparison
 from vlbench.report.frame import Curve, command_of, curve_of
 from vlbench.report.latex import Spread
 from vlbench.report.page import progress_html
 from vlbench.report.tables import Cell, Column, Table
-from vlbench.report.write import Format, write, write_index
+from vlbench.report.write import Format, write_all
 from vlbench.runs.store import Store
 from vlbench.status import Status
 
@@ -195,37 +195,45 @@ def watch(
 ) -> list[str]:
     """Render studies while they run: progress pages, and the whole report of each as soon as its plan is complete.
 
-    Returns when nothing more can come. say: hears a line whenever something has changed.
+    Returns when nothing more can come; a study that was looked at as declared and is not decided goes on. say: hears a
+    line whenever something has changed.
     Returns: why studies have no report, a line each; empty when all have one.
     Raises: StoreError for a study that the store does not have or where files cannot be written.
     """
     pending = list(dict.fromkeys(studies))
-    told: dict[str, tuple[str, ...]] = {}
+    told: dict[str, object] = {}
     problems: list[str] = []
     while pending:
         for study in tuple(pending):
             progress = look(store, study)
+            state = progress.total if progress.complete else progress.holes
+            if told.get(study) == state:
+                continue
+            told[study] = state
             if progress.complete:
-                pending.remove(study)
-                try:
-                    paths = write(store, study, out, format=format, spread=spread)
-                except VlbenchError as problem:
-                    problems.append(f"{study}: not reported: {problem}")
-                    continue
-                say(f"{progress.line}: {next((p for p in paths if p.suffix == '.html'), paths[0])}")
+                (outcome,) = write_all(store, out, studies=[study], format=format, spread=spread)
+                if outcome.problem is not None:
+                    problems.append(f"{study}: not reported: {outcome.problem}")
+                else:
+                    page_of = next((path for path in outcome.written if path.suffix == ".html"), outcome.written[0])
+                    say(f"{progress.line}: {page_of}")
+                if outcome.comparison is None or not _goes_on(outcome.comparison):
+                    pending.remove(study)
                 continue
             path = out / study / "index.html"
-            if told.get(study) != progress.holes:
-                told[study] = progress.holes
-                path.parent.mkdir(parents=True, exist_ok=True)
-                write_text(path, page(progress, None if progress.stuck else every_s))
-                say(progress.line)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_text(path, page(progress, None if progress.stuck else every_s))
+            say(progress.line)
             if progress.stuck:
                 pending.remove(study)
                 failed = words.counted(progress.total - progress.done, "run")
                 problems.append(f"{study}: not reported: {failed} failed; to try again: {progress.command}")
         if pending:
             pause(every_s)
-    if format in ("all", "html"):
-        write_index(store, out)
     return problems
+
+
+def _goes_on(comparison: Comparison) -> bool:
+    """Whether a declared look was taken and another one follows: the plan grows then, and is complete again later."""
+    frame = comparison.frame
+    return frame.look is not None and frame.look < max(frame.looks) and not comparison.decided
