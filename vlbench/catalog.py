@@ -267,12 +267,14 @@ feedback.add(
 feedback.add(
     "hd-to-mr",
     "vlbench.nn.feedback:GatedDecoder",
-    summary="predicted saliency gates what the decoder reads; no parameters",
+    version=2,
+    summary="predicted saliency, against the mean of the video, gates what the decoder reads; no parameters",
     placebo="hd-to-mr-placebo",
 )
 feedback.add(
     "hd-to-mr-placebo",
     "vlbench.nn.feedback:PlaceboGatedDecoder",
+    version=2,
     summary="the same gates, each on the clip half a video away",
 )
 feedback.add(
@@ -291,6 +293,7 @@ feedback.add(
 feedback.add(
     "both",
     "vlbench.nn.feedback:BothWays",
+    version=2,
     summary="hd-to-mr and mr-to-hd",
     gives=("saliency",),
     placebo="both-placebo",
@@ -298,6 +301,7 @@ feedback.add(
 feedback.add(
     "both-placebo",
     "vlbench.nn.feedback:PlaceboBothWays",
+    version=2,
     summary="the placebos of both ways",
     gives=("saliency",),
 )

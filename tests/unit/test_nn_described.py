@@ -383,11 +383,20 @@ def test_released_feedback_hands_spans_and_no_saliency() -> None:
     assert passed == ["spans"]
 
 
-def test_saliency_of_zero_changes_nothing_and_high_saliency_is_read_twice_as_loud() -> None:
+def test_a_gate_knows_differences_of_saliency_and_not_its_level() -> None:
     module, x = part("feedback", "hd-to-mr"), example()
-    zero = torch.zeros(x.clips.shape[:2])
-    assert module.guide(x.clips, zero, x.clip_mask).equal(x.clips)
-    torch.testing.assert_close(module.guide(x.clips, zero + 50, x.clip_mask), 2 * x.clips)
+    scores = torch.randn(x.clips.shape[:2], generator=torch.Generator().manual_seed(0))
+    read = module.guide(x.clips, scores, x.clip_mask)
+    torch.testing.assert_close(module.guide(x.clips, scores - 12.0, x.clip_mask), read, rtol=1e-4, atol=1e-5)
+    assert module.guide(x.clips, torch.full_like(scores, -12.0), x.clip_mask).equal(x.clips)
+    dirty = scores.masked_fill(~x.clip_mask, 99.0)
+    assert module.guide(x.clips, dirty, x.clip_mask)[x.clip_mask].equal(read[x.clip_mask])
+
+
+def test_a_salient_clip_is_read_twice_as_loud_as_one_of_mean_saliency() -> None:
+    module, clips = part("feedback", "hd-to-mr"), torch.ones(1, 3, 16)
+    read = module.guide(clips, torch.tensor([[50.0, 0.0, -50.0]]), torch.ones(1, 3, dtype=torch.bool))
+    torch.testing.assert_close(read[0, :, 0], torch.tensor([2.0, 1.0, 0.0]))
 
 
 def test_half_a_video_later_is_counted_in_real_clips() -> None:

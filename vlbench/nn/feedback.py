@@ -105,10 +105,9 @@ class PlaceboUniJFM(UniJFM):
 
 
 class GatedDecoder(Feedback):
-    """Highlights guide moments: the decoder reads every clip as strongly as it is salient.
+    """Highlights guide moments: the decoder reads every clip as strongly as it is salient; see ``gated``.
 
-    The gate is twice the logistic function of the saliency: a saliency of 0 leaves a clip as it is. Gradients of the
-    moments reach the saliency through it.
+    Gradients of the moments reach the saliency.
     """
 
     guides = True
@@ -119,7 +118,7 @@ class GatedDecoder(Feedback):
     def guide(
         self, clips: Float[Tensor, "B L D"], saliency: Float[Tensor, "B L"], clip_mask: Bool[Tensor, "B L"]
     ) -> Float[Tensor, "B L D"]:
-        return gated(clips, saliency)
+        return gated(clips, saliency, clip_mask)
 
 
 class PlaceboGatedDecoder(GatedDecoder):
@@ -128,7 +127,7 @@ class PlaceboGatedDecoder(GatedDecoder):
     def guide(
         self, clips: Float[Tensor, "B L D"], saliency: Float[Tensor, "B L"], clip_mask: Bool[Tensor, "B L"]
     ) -> Float[Tensor, "B L D"]:
-        return gated(clips, half_a_video_later(saliency, clip_mask))
+        return gated(clips, half_a_video_later(saliency, clip_mask), clip_mask)
 
 
 class SoftMoments(Feedback):
@@ -184,7 +183,7 @@ class BothWays(SoftMoments):
     def guide(
         self, clips: Float[Tensor, "B L D"], saliency: Float[Tensor, "B L"], clip_mask: Bool[Tensor, "B L"]
     ) -> Float[Tensor, "B L D"]:
-        return gated(clips, saliency)
+        return gated(clips, saliency, clip_mask)
 
 
 class PlaceboBothWays(PlaceboSoftMoments):
@@ -195,12 +194,19 @@ class PlaceboBothWays(PlaceboSoftMoments):
     def guide(
         self, clips: Float[Tensor, "B L D"], saliency: Float[Tensor, "B L"], clip_mask: Bool[Tensor, "B L"]
     ) -> Float[Tensor, "B L D"]:
-        return gated(clips, half_a_video_later(saliency, clip_mask))
+        return gated(clips, half_a_video_later(saliency, clip_mask), clip_mask)
 
 
-def gated(clips: Float[Tensor, "B L D"], saliency: Float[Tensor, "B L"]) -> Float[Tensor, "B L D"]:
-    """The clips times twice the logistic function of their saliency."""
-    return clips * (2 * saliency.sigmoid())[..., None].to(clips.dtype)
+def gated(
+    clips: Float[Tensor, "B L D"], saliency: Float[Tensor, "B L"], clip_mask: Bool[Tensor, "B L"]
+) -> Float[Tensor, "B L D"]:
+    """The clips times twice the logistic function of how far their saliency is above the mean of the video.
+
+    Only differences count, since the losses leave the level of saliency free but for the negative pair, which drives it
+    far below 0. A clip of mean saliency stays as it is.
+    """
+    mean = (saliency * clip_mask).sum(1, keepdim=True) / clip_mask.sum(1, keepdim=True)  # B 1
+    return clips * (2 * (saliency - mean).sigmoid())[..., None].to(clips.dtype)
 
 
 def middle_half(spans_cw: Float[Tensor, "B A 2"]) -> Float[Tensor, "B A 2"]:
