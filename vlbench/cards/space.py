@@ -25,6 +25,7 @@ from vlbench.cards.resolve import edit, flatten
 from vlbench.errors import CardError, suggestion
 from vlbench.registry import Entry, Scalar
 
+DIGITS = 4  # significant, of suggested numbers: finer than any sweep resolves, and cards stay readable
 _FIELDS = ("low", "high", "log", "step", "choices")
 _KINDS: dict[type, str] = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
 
@@ -56,6 +57,13 @@ class Dimension:
             value = self.low + u * (self.high - self.low)
         return min(max(value, self.low), self.high)
 
+    def tidy(self, value: Scalar) -> Scalar:
+        """A suggested value as people write it, still inside the range."""
+        if self.kind != "float":
+            return value
+        digits = DIGITS if self.step is None else 12  # of a grid, only what its own arithmetic has blurred
+        return min(max(float(f"{value:.{digits}g}"), self.low), self.high)
+
     @property
     def steps(self) -> int:
         """How many values a stepped range has."""
@@ -78,13 +86,10 @@ class Dimension:
 
     def __str__(self) -> str:
         if self.kind == "choices":
-            return "one of " + ", ".join(
-                str(choice).lower() if choice in (True, False) and isinstance(choice, bool) else str(choice)
-                for choice in self.choices
-            )
+            return "one of " + ", ".join(str(c).lower() if isinstance(c, bool) else str(c) for c in self.choices)
         number = "{:d}" if self.kind == "int" else "{:g}"
         low, high = (number.format(int(end) if self.kind == "int" else end) for end in (self.low, self.high))
-        step = f" in steps of {self.step:g}" if self.step is not None and not self.log else ""
+        step = f" in steps of {self.step:g}" if self.step not in (None, 1) else ""
         return f"{low} to {high}{step}" + (", log" if self.log else "")
 
     def _int_at(self, u: float) -> int:
@@ -109,6 +114,10 @@ class Space:
     def at(self, quantiles: Sequence[float]) -> dict[str, Scalar]:
         """A point of the space: one quantile in [0, 1) per dimension."""
         return {one.key: one.at(float(u)) for one, u in zip(self.dimensions, quantiles, strict=True)}
+
+    def tidy(self, params: Mapping[str, Scalar]) -> dict[str, Scalar]:
+        """A suggestion as it is used: in the order of the space, numbers to DIGITS significant digits."""
+        return {one.key: one.tidy(params[one.key]) for one in self.dimensions}
 
     def as_json(self) -> list[dict[str, Any]]:
         """Every dimension, as a study's definition holds it."""

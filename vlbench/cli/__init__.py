@@ -21,6 +21,8 @@ _COMMANDS = {
     "data": "vlbench.cli.data:data",
     "train": "vlbench.cli.train:train",
     "ablate": "vlbench.cli.ablate:ablate",
+    "sweep": "vlbench.cli.sweep:sweep",
+    "promote": "vlbench.cli.promote:promote",
     "report": "vlbench.cli.report:report",
     "score": "vlbench.cli.score:score",
     "diff": "vlbench.cli.diff:diff",

@@ -78,6 +78,7 @@ FILE = "sweep.json"
 ROLES = ("fit", "tune")  # all that a sweep may read
 
 State = Literal["running", "complete", "pruned", "failed"]
+STATES: tuple[State, ...] = ("complete", "pruned", "failed", "running")
 Kind = Literal["round", "epoch", "complete", "pruned", "failed", "again", "stopping", "tick"]
 
 
@@ -343,6 +344,23 @@ def final_plan(sweep: Sweep, outcome: Mapping[str, Any], store: Store) -> tuple[
         claims=[against_baseline(name, BASELINE, "tuning", adds=True) for name in sources],
     )
     return plan, {"study": plan.study, "arms": sources, "seeds": seeds, "trial_seed": sweep.card.seed}
+
+
+def differences_of_base(outcome: Mapping[str, Any], variant: Variant) -> list[str]:
+    """What the trials of a sweep had otherwise than a card has now; encoders, which datasets replace, left out."""
+    then, now = dict(outcome["definition"]["variant"]), variant_identity(variant)
+    del then["features"], now["features"]
+    return _changed(then, now)
+
+
+def unequal(budgets: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """What differs between tuning budgets that are to be compared: ``epochs: 8 for a, 12 for b``."""
+    found = []
+    for key in ("trials", "epochs", "sampler", "parameters"):
+        values = {name: budget.get(key) for name, budget in budgets.items()}
+        if len(set(values.values())) > 1:
+            found.append(f"{key}: " + ", ".join(f"{value} for {name}" for name, value in values.items()))
+    return found
 
 
 def fresh_seeds(card: Budget) -> list[int]:
@@ -765,7 +783,7 @@ class _Book:
         return Trial(
             number,
             number // self.sweep.card.batch,
-            dict(found.params),
+            self.sweep.space.tidy(found.params),
             edits=about.get("edits", []),
             cell=about.get("cell"),
             state=words[found.state],
@@ -816,7 +834,7 @@ class _Book:
                     state=optuna.trial.TrialState.RUNNING, params=params, distributions=self.distributions
                 )
             )
-        return {one.key: params[one.key] for one in self.sweep.space.dimensions}
+        return self.sweep.space.tidy(params)
 
     def report(self, number: int, epoch: int, value: float) -> None:
         """Enter a trial's value at a decision."""
