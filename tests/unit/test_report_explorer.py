@@ -12,11 +12,12 @@ from tests.unit.data_files import rows, write_rows
 from tests.unit.report_store import QUERIES, build_store, make_scores
 from tests.unit.test_report_formats import Page
 from vlbench.canon import digest_file
+from vlbench.cards.kinds import Claim
 from vlbench.data.predictions import write_predictions
 from vlbench.data.types import Prediction
 from vlbench.report import explorer, figures
 from vlbench.report.compare import compare
-from vlbench.report.explorer import Contrast, area, bounded, explore, levels, most_moved, overlap
+from vlbench.report.explorer import area, bounded, explore, levels, most_moved, overlap
 from vlbench.report.frame import read
 from vlbench.report.page import Report, study_page
 from vlbench.workspace import find
@@ -78,23 +79,21 @@ def test_the_lists_are_the_queries_that_moved_most(made):
     store, workspace = made
     found = compare(read(store, "ablate-fra"))
     data = json.loads(explore(store, found, workspace).data)
-    assert [c["name"] for c in data["contrasts"]] == ["without FRA", "placebo"]
+    assert [c["name"] for c in data["claims"]] == ["without FRA", "placebo"]
     frame = found.frame
-    for contrast in data["contrasts"]:
+    for claim in data["claims"]:
         for place, metric in enumerate(("mr-map", "hd-map")):
             assert data["metrics"][place]["key"] == metric
             values = frame.values(metric, "selected")
-            change = 100 * (values["baseline"].mean(axis=0) - values[contrast["name"]].mean(axis=0))
-            listed = {
-                int(json.loads(data["queries"][q]["id"])) - 100: moved for q, moved, _ in contrast["lists"][place]
-            }
+            change = 100 * (values["baseline"].mean(axis=0) - values[claim["name"]].mean(axis=0))
+            listed = {int(json.loads(data["queries"][q]["id"])) - 100: moved for q, moved, _ in claim["lists"][place]}
             gains = [q for q in np.argsort(-change)[: explorer.MOST_MOVED] if change[q] > 0]
             losses = [q for q in np.argsort(change)[: explorer.MOST_MOVED] if change[q] < 0]
             assert list(listed) == [*gains, *losses]
             assert all(moved == pytest.approx(change[q], abs=0.006) for q, moved in listed.items())
-            for q, _, seed in contrast["lists"][place]:
+            for q, _, seed in claim["lists"][place]:
                 query = int(data["queries"][q]["id"]) - 100
-                gaps = abs(100 * (values["baseline"] - values[contrast["name"]])[:, query] - change[query])
+                gaps = abs(100 * (values["baseline"] - values[claim["name"]])[:, query] - change[query])
                 assert gaps[seed] == pytest.approx(gaps.min())
 
 
@@ -113,7 +112,7 @@ def test_every_shown_run_is_that_of_its_cell(made):
     query = data["queries"][0]
     assert query["gold"] == [[4, 10]] and query["length"] == 20 and len(query["marks"]) == 10
     assert query["marks"][3] == "_" and query["marks"][0] == "A"  # three annotators gave 4, nobody scored the first
-    used = {q for contrast in data["contrasts"] for found in contrast["lists"] for q, *_ in found}
+    used = {q for claim in data["claims"] for found in claim["lists"] for q, *_ in found}
     assert used == set(range(len(data["queries"])))
 
 
@@ -215,7 +214,7 @@ def test_the_script_is_whole_and_reaches_for_nothing_outside():
     assert not re.search(
         r"fetch|XMLHttp|import\s|innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval\(", script
     )
-    for key in ("arms", "seeds", "metrics", "contrasts", "queries", "runs"):
+    for key in ("arms", "seeds", "metrics", "claims", "queries", "runs"):
         assert f"data.{key}" in script
 
 
@@ -265,8 +264,8 @@ def test_queries_that_did_not_move_are_not_listed():
 @pytest.mark.parametrize("arms", [2, 8])
 @pytest.mark.parametrize("seeds", [1, 5, 20])
 def test_a_page_is_bounded_whatever_the_study(count, arms, seeds):
-    contrasts = [Contrast(str(n), "", "", {str(arm): 1.0 for arm in range(arms)}) for n in range(count)]
-    most, shown = bounded(contrasts, 2, seeds)
+    claims = [Claim(str(n), "arm", (), "", "", {str(arm): 1.0 for arm in range(arms)}) for n in range(count)]
+    most, shown = bounded(claims, 2, seeds)
     assert 1 <= shown <= seeds and explorer.FEWEST_MOVED <= most <= explorer.MOST_MOVED
     assert 2 * most * 2 * count * arms * shown <= explorer.RUNS_SHOWN
     if count == 1:

@@ -155,5 +155,7 @@ def test_the_command_verifies_all_or_one_and_exits_1(tmp_path, monkeypatch):
     done = run("--verify", "ablate-fra")
     assert done.return_value == 1 and "report.md: changed after it was written" in done.stderr
     assert "1 difference" in done.stdout and run("--verify", "--study", "ablate-fra").return_value == 1
+    content = json.loads(run("--verify", "--json").stdout)["reports"]
+    assert [(one["study"], len(one["problems"])) for one in content] == [("ablate-fra", 1), ("ablate-other", 0)]
     assert isinstance(run("--verify", "ablate-f").exception, VlbenchError)
     assert isinstance(run("--verify", "--watch").exception, PlanError)

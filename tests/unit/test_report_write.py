@@ -174,6 +174,17 @@ def test_the_command_exits_1_and_names_what_is_missing(tmp_path, command):
     assert allowed.return_value == 0 and "(1 run missing)" in allowed.stdout
 
 
+def test_the_command_prints_what_it_wrote_as_data(tmp_path, command):
+    two_studies(tmp_path / "store")
+    done = command("--format", "csv", "--json")
+    whole, holes = json.loads(done.stdout)["studies"]
+    assert done.return_value == 1 and whole["files"] == [
+        "reports/ablate-fra/comparison.csv",
+        "reports/ablate-fra/manifest.json",
+    ]
+    assert holes["files"] == [] and "1 of 6 runs missing" in holes["problem"] and whole["problem"] is None
+
+
 def test_the_command_hints_at_an_empty_store(command):
     done = command()
     assert done.return_value == 0 and "vlbench ablate --component fra" in done.stderr

@@ -71,6 +71,7 @@ Examples:
     metavar="[STUDY]",
     help="Write nothing: compute every number of the reports anew from the store, and compare.",
 )
+@click.option("--json", "as_json", is_flag=True, help="Print what was written, or verified, as one JSON object.")
 def report(
     studies: tuple[str, ...],
     allow_missing: bool,
@@ -80,6 +81,7 @@ def report(
     watch: bool,
     every: float,
     verify: str | None,
+    as_json: bool,
 ) -> int:
     """Render what the store holds: a page per study, an index, tables to paste and figures. Nothing is computed anew.
 
@@ -98,6 +100,8 @@ def report(
 
     if verify is not None and watch:
         raise PlanError("--verify and --watch cannot be asked for at once", hint="watch first, then verify")
+    if watch and as_json:
+        raise PlanError("--watch prints lines, not JSON", where="--json", hint="watch first, then report --json")
     if watch and allow_missing:
         raise PlanError(
             "--watch shows what is missing and judges complete studies only",
@@ -107,17 +111,23 @@ def report(
 
     store = Store(find().store)
     if not store.studies("ablation") and not studies:
+        if as_json:
+            _print_json({"reports": []} if verify is not None else {"studies": [], "index": None})
         click.echo(f"no study in {store.root}", err=True)
         click.echo("make one: vlbench ablate --component fra", err=True)
         return 0
     kind, after = cast(Format, format_), cast(Spread, spread)
     if verify is not None:
-        return _verify(store, out, [*studies, *([verify] if verify != ALL else [])])
+        return _verify(store, out, [*studies, *([verify] if verify != ALL else [])], as_json)
     if watch:
         return _watch(store, out, studies, kind, after, every)
-    outcomes = write_all(store, out, studies=studies, allow_missing=allow_missing, format=kind, spread=after, done=_say)
-    if format_ in ("all", "html"):
-        click.echo(f"index: {out / 'index.html'}")
+    told = None if as_json else _say
+    outcomes = write_all(store, out, studies=studies, allow_missing=allow_missing, format=kind, spread=after, done=told)
+    index = out / "index.html" if format_ in ("all", "html") else None
+    if as_json:
+        _print_json({"studies": [_outcome(one) for one in outcomes], "index": None if index is None else str(index)})
+    elif index is not None:
+        click.echo(f"index: {index}")
     return 1 if any(outcome.problem is not None for outcome in outcomes) else 0
 
 
@@ -135,17 +145,35 @@ def _say(outcome: Outcome) -> None:
     click.echo(f"{outcome.study}: {shown}{missing}")
 
 
-def _verify(store: Store, out: Path, studies: Sequence[str]) -> int:
+def _outcome(outcome: Outcome) -> dict[str, Any]:
+    return {
+        "study": outcome.study,
+        "files": [str(path) for path in outcome.written],
+        "missing": [] if outcome.comparison is None else [str(hole) for hole in outcome.comparison.frame.holes],
+        "problem": None if outcome.problem is None else str(outcome.problem),
+    }
+
+
+def _print_json(content: Any) -> None:
+    import json
+
+    click.echo(json.dumps(content, indent=1, ensure_ascii=False))
+
+
+def _verify(store: Store, out: Path, studies: Sequence[str], as_json: bool) -> int:
     """A line per report, and one per difference."""
+    from dataclasses import asdict
+
     from vlbench.report.verify import verify
     from vlbench.report.write import MANIFEST
 
     named = list(dict.fromkeys(studies)) or [study for study in _known(store) if (out / study / MANIFEST).exists()]
     if not named:
         click.echo(f"no report in {out}", err=True)
-        return 0
-    found = [verify(store, study, out) for study in _known(store, named)]
-    for one in found:
+    found = [verify(store, study, out) for study in (_known(store, named) if named else [])]
+    if as_json:
+        _print_json({"reports": [asdict(one) for one in found]})
+    for one in () if as_json else found:
         click.echo(one.line)
         for problem in one.problems[:NAMED]:
             click.echo(f"  {problem}", err=True)

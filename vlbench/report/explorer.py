@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from vlbench.canon import digest_file
+from vlbench.cards.kinds import Claim
 from vlbench.errors import DataError, StoreError, VlbenchError
 from vlbench.report import words
 from vlbench.report.frame import Floats, title_of
@@ -37,23 +38,13 @@ if TYPE_CHECKING:
 LEVELS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"  # one letter per clip
 WINDOWS = 5  # best windows of a run that are drawn
 MOST_CLIPS = 150  # a longer video is shown in as many parts, each by its highest clip
-MOST_CONTRASTS = 16
+MOST_CLAIMS = 16
 MOST_MOVED = 6  # queries that gained, and as many that lost
 FEWEST_MOVED = 2
 RUNS_SHOWN = 9_000  # (run, query) pairs on a page: at about 150 letters each they stay below 1.5 MB
 TEXT_LETTERS = 400
 STATIC = 2  # entries drawn without a script: the largest gain and the largest loss of the first difference
 ANNOTATED_MAX = 4.0  # annotators score a clip from 0 to 4
-
-
-@dataclass(frozen=True, slots=True)
-class Contrast:
-    """One difference to explore. weights: arm -> weight; the sides are the arms with positive and negative weight."""
-
-    name: str
-    plus: str
-    minus: str
-    weights: Mapping[str, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,21 +100,19 @@ def explore(store: Store, comparison: Comparison, workspace: Workspace | None = 
 
     workspace: where the dataset is declared; None: the one of the current folder.
     """
-    contrasts = contrasts_of(comparison)
-    if not contrasts:
+    claims = claims_of(comparison)
+    if not claims:
         return Explorer(problems=("No difference could be tested, so no query is shown.",))
     try:
-        return _Collected(store, comparison, contrasts, workspace).explorer()
+        return _Collected(store, comparison, claims, workspace).explorer()
     except VlbenchError as problem:
         return Explorer(problems=(f"The queries cannot be shown: {problem}.",))
 
 
-def contrasts_of(comparison: Comparison) -> list[Contrast]:
+def claims_of(comparison: Comparison) -> list[Claim]:
     """Every claim with a primary row, once: what the study is about first, then its other claims."""
-    claims = {row.claim.name: row.claim for row in (*comparison.rows, *comparison.effects)}
-    return [
-        Contrast(claim.name, claim.plus, claim.minus, claim.weights) for claim in list(claims.values())[:MOST_CONTRASTS]
-    ]
+    found = {row.claim.name: row.claim for row in (*comparison.rows, *comparison.effects)}
+    return list(found.values())[:MOST_CLAIMS]
 
 
 def most_moved(values: Mapping[str, Floats], weights: Mapping[str, float], most: int) -> list[Moved]:
@@ -144,12 +133,12 @@ def most_moved(values: Mapping[str, Floats], weights: Mapping[str, float], most:
     return [Moved(int(q), float(changes[q]), int(typical[q])) for q in (*gains, *losses)]
 
 
-def bounded(contrasts: Sequence[Contrast], metrics: int, seeds: int, limit: int = RUNS_SHOWN) -> tuple[int, int]:
+def bounded(claims: Sequence[Claim], metrics: int, seeds: int, limit: int = RUNS_SHOWN) -> tuple[int, int]:
     """Queries per side and seeds that are shown, so that at most ``limit`` runs of queries are on a page.
 
     Seeds are thinned to three before queries are; a page of a very large study shows one seed of two queries.
     """
-    arms = sum(len(contrast.weights) for contrast in contrasts)
+    arms = sum(len(claim.weights) for claim in claims)
 
     def size(most: int, shown: int) -> int:
         return 2 * most * metrics * arms * shown
@@ -235,32 +224,32 @@ class _Collected:
     """The lists of one study, and the runs' predictions for the queries in them."""
 
     def __init__(
-        self, store: Store, comparison: Comparison, contrasts: Sequence[Contrast], workspace: Workspace | None
+        self, store: Store, comparison: Comparison, claims: Sequence[Claim], workspace: Workspace | None
     ) -> None:
-        self.comparison, self.frame, self.contrasts = comparison, comparison.frame, contrasts
+        self.comparison, self.frame, self.claims = comparison, comparison.frame, claims
         self.metrics = comparison.metrics
-        self.arms = [arm for arm in self.frame.arms if any(arm.name in c.weights for c in contrasts)]
+        self.arms = [arm for arm in self.frame.arms if any(arm.name in c.weights for c in claims)]
         self.names = [arm.name for arm in self.arms]
         self.problems: list[str] = []
-        most, self.seeds = bounded(contrasts, len(self.metrics), len(self.frame.seeds))
+        most, self.seeds = bounded(claims, len(self.metrics), len(self.frame.seeds))
         self.most = most
         self.lists: dict[tuple[int, int], list[Moved]] = {}
-        for c, contrast in enumerate(contrasts):
+        for c, claim in enumerate(claims):
             for m, metric in enumerate(self.metrics):
-                self.lists[c, m] = list(self._moved(contrast, metric))
+                self.lists[c, m] = list(self._moved(claim, metric))
         self.order = sorted({moved.query for found in self.lists.values() for moved in found})
         self.place = {query: number for number, query in enumerate(self.order)}
         self.runs = self._runs(store)  # arm, seed -> qid -> prediction
         self.queries = self._queries(workspace)
 
-    def _moved(self, contrast: Contrast, metric: str) -> Iterator[Moved]:
+    def _moved(self, claim: Claim, metric: str) -> Iterator[Moved]:
         values = self.frame.values(metric, self.comparison.checkpoint)
         inside = np.flatnonzero(self.frame.populations[metric])
         # only the seeds that are shown can be shown first
-        for moved in most_moved(values, contrast.weights, self.most):
+        for moved in most_moved(values, claim.weights, self.most):
             seed = moved.seed
             if seed >= self.seeds:
-                by_seed = sum(w * values[arm][: self.seeds, moved.query] for arm, w in contrast.weights.items())
+                by_seed = sum(w * values[arm][: self.seeds, moved.query] for arm, w in claim.weights.items())
                 seed = int(np.abs(100 * np.asarray(by_seed) - moved.change).argmin())
             yield Moved(int(inside[moved.query]), moved.change, seed)
 
@@ -338,15 +327,15 @@ class _Collected:
             "seeds": list(self.frame.seeds[: self.seeds]),
             "total": len(self.frame.seeds),
             "metrics": [{"key": metric, "title": title_of(metric)} for metric in self.metrics],
-            "contrasts": [
+            "claims": [
                 {
-                    "name": contrast.name,
-                    "plus": contrast.plus,
-                    "minus": contrast.minus,
+                    "name": claim.name,
+                    "plus": claim.plus,
+                    "minus": claim.minus,
                     "arms": [
                         [self.names.index(arm), round(weight, 6)]
                         for arm, weight in sorted(
-                            contrast.weights.items(), key=lambda item: (item[1] < 0, self.names.index(item[0]))
+                            claim.weights.items(), key=lambda item: (item[1] < 0, self.names.index(item[0]))
                         )
                     ],
                     "lists": [
@@ -354,7 +343,7 @@ class _Collected:
                         for m in range(len(self.metrics))
                     ],
                 }
-                for c, contrast in enumerate(self.contrasts)
+                for c, claim in enumerate(self.claims)
             ],
             "queries": [shown.as_json() for shown in self.queries],
             "runs": [[self._run(a, s) for s in range(self.seeds)] for a in range(len(self.arms))],
@@ -370,7 +359,7 @@ class _Collected:
         used = {
             moved.query
             for (c, _), found in self.lists.items()
-            if self.names[a] in self.contrasts[c].weights
+            if self.names[a] in self.claims[c].weights
             for moved in found
         }
         rows: list[Any] = []
@@ -389,7 +378,7 @@ class _Collected:
         found = self.lists[0, 0]
         firsts = [next((x for x in found if side * x.change > 0), None) for side in (1, -1)]
         for moved in [x for x in firsts if x is not None][:STATIC]:
-            shown, contrast = self.queries[self.place[moved.query]], self.contrasts[0]
+            shown, claim = self.queries[self.place[moved.query]], self.claims[0]
             scale = 1000 / shown.length_s
             bands = tuple((start * scale, (end - start) * scale) for start, end in shown.gold or ())
             lanes = []
@@ -397,14 +386,13 @@ class _Collected:
                 marked = tuple((start, width, 0) for start, width in bands)
                 note = words.listed([_seconds(*w) for w in shown.gold]) if shown.gold else "no annotated window"
                 lanes.append(Lane("Ground truth", note, marked, shown.marks, gold=True))
-            for arm in sorted(contrast.weights, key=lambda x: (contrast.weights[x] < 0, self.names.index(x))):
+            for arm in sorted(claim.weights, key=lambda x: (claim.weights[x] < 0, self.names.index(x))):
                 row = self.runs.get((self.names.index(arm), moved.seed), {}).get(shown.qid)
                 if row is not None:
-                    lanes.append(self._lane(arm, moved.seed, row, shown, contrast))
+                    lanes.append(self._lane(arm, moved.seed, row, shown, claim))
             metric = title_of(self.metrics[0])
             yield Card(
-                title=f"{contrast.plus} {words.MINUS} {contrast.minus}: "
-                f"{words.signed(moved.change, 1)} points on {metric}",
+                title=f"{claim.plus} {words.MINUS} {claim.minus}: {words.signed(moved.change, 1)} points on {metric}",
                 text=shown.text,
                 video=shown.video,
                 length=f"{shown.length_s:g} s",
@@ -412,7 +400,7 @@ class _Collected:
                 bands=bands,
             )
 
-    def _lane(self, arm: str, seed: int, row: Prediction, shown: _Shown, contrast: Contrast) -> Lane:
+    def _lane(self, arm: str, seed: int, row: Prediction, shown: _Shown, claim: Claim) -> Lane:
         """One run's windows and saliency; its note says what the script's note says."""
         scale, best, number = 1000 / shown.length_s, _best(row), self.names.index(arm)
         bars = tuple((x[0] * scale, max(x[1] - x[0], 0.0) * scale, rank) for rank, x in enumerate(best))
@@ -426,8 +414,8 @@ class _Collected:
             notes.append(f"first window {_seconds(*best[0][:2])}")
             met = overlap(best[0], shown.gold) if shown.gold else None
             notes += [] if met is None else [f"overlap {met:.2f}"]
-        weight = contrast.weights[arm]
-        name = f"{words.signed(weight)} × {arm}" if len(contrast.weights) > 2 else arm
+        weight = claim.weights[arm]
+        name = f"{words.signed(weight)} × {arm}" if len(claim.weights) > 2 else arm
         return Lane(name, ", ".join(notes), bars, _saliency(row), minus=weight < 0)
 
 

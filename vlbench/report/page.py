@@ -102,6 +102,11 @@ def index_page(entries: Sequence[Entry]) -> str:
     return _render("index.html.j2", entries=entries, counted=counted)
 
 
+def sweep_html(**context: Any) -> str:
+    """The HTML of a sweep; ``context`` as ``sweep.html.j2`` names it."""
+    return _render("sweep.html.j2", **context)
+
+
 def progress_html(**context: Any) -> str:
     """The HTML of a study that is not finished; ``context`` as ``progress.html.j2`` names it."""
     return _render("progress.html.j2", **context)
@@ -272,9 +277,9 @@ SECTIONS: tuple[Callable[[Report], Section | None], ...] = (
     plan,
     differences,
     comparison,
-    cells,
     together,
     shapley,
+    cells,
     queries,
     runs,
     budget,

@@ -51,7 +51,11 @@ def rainclouds(comparison: Comparison) -> Plot:
                 partial(_rain, comparison=comparison, metric=metric),
             )
         )
-    bar = "" if comparison.one_seed else " Bar: the mean over runs and its 95% interval for training again; an arrow: it reaches further."
+    bar = (
+        ""
+        if comparison.one_seed
+        else " Bar: the mean over runs and its 95% interval for training again; an arrow: it reaches further."
+    )
     cloud = " Cloud: their density." if len(comparison.frame.seeds) >= CLOUD_SEEDS else ""
     caption = (
         f"Every run, {comparison.checkpoint} checkpoint, on the same queries. Rings: the means of single runs.{cloud}"

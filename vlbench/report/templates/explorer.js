@@ -3,7 +3,7 @@
   const root = document.getElementById("query-explorer");
   const data = JSON.parse(document.getElementById("explorer-data").textContent);
   const letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
-  const state = { contrast: 0, metric: 0, entry: 0, seed: 0 };
+  const state = { claim: 0, metric: 0, entry: 0, seed: 0 };
   let seq = 0;
 
   const make = (tag, attributes = {}, ...children) => {
@@ -21,8 +21,8 @@
   const signed = (value, digits = 1) => (value > 0 ? "+" : "") + number(value, digits);
   const seconds = (start, end) => `${Number(start.toFixed(1))}\u2013${Number(end.toFixed(1))} s`;
 
-  const contrast = () => data.contrasts[state.contrast];
-  const list = () => contrast().lists[state.metric];
+  const claim = () => data.claims[state.claim];
+  const list = () => claim().lists[state.metric];
 
   // --- one query -----------------------------------------------------------------------------------------------------
 
@@ -57,7 +57,7 @@
       const note = query.gold && query.gold.length ? query.gold.map((w) => seconds(...w)).join(", ") : "no annotated window";
       lanes.append(lane("gold", "Ground truth", note, query.length, [], query.gold || [], query.marks));
     }
-    for (const [arm, weight] of contrast().arms) {
+    for (const [arm, weight] of claim().arms) {
       const run = data.runs[arm][state.seed], row = run ? run[place] : 0, values = scores ? scores[arm] : [];
       const notes = [`seed ${data.seeds[state.seed]}`];
       if (values.length) {
@@ -70,14 +70,14 @@
       if (bars.length) notes.push(`first window ${seconds(...bars[0])}`);
       if (row && row[2] !== null) notes.push(`overlap ${(row[2] / 100).toFixed(2)}`);
       if (!row) notes.push("its predictions are not in the store");
-      const name = contrast().arms.length > 2 ? `${signed(weight, 2)} \u00d7 ${data.arms[arm]}` : data.arms[arm];
+      const name = claim().arms.length > 2 ? `${signed(weight, 2)} \u00d7 ${data.arms[arm]}` : data.arms[arm];
       lanes.append(lane(weight < 0 ? "minus" : "plus", name, notes.join(", "), query.length, query.gold || [], bars, row ? row[1] : ""));
     }
     lanes.append(make("p", { class: "axis" }, make("span", {}, "0 s"), make("span", {}, `${Number(query.length.toFixed(1))} s`)));
     const chosen = state.seed === typical ? "the seed closest to the mean difference" : "chosen by hand";
     return make("article", { class: "query" },
       make("h3", {}, query.text),
-      make("p", { class: "moved-by" }, `${contrast().plus} \u2212 ${contrast().minus}: ${signed(change)} points on ${metric.title}`),
+      make("p", { class: "moved-by" }, `${claim().plus} \u2212 ${claim().minus}: ${signed(change)} points on ${metric.title}`),
       make("p", { class: "where" }, `${query.video} \u00b7 query ${query.id} \u00b7 ${Number(query.length.toFixed(1))} s \u00b7 seed ${data.seeds[state.seed]}, ${chosen}`),
       lanes);
   };
@@ -90,8 +90,8 @@
     box.addEventListener("change", () => changed(Number(box.value)));
     return [make("div", { class: "control" }, make("label", { for: id }, label), box), box];
   };
-  const [whichBox, which] = select("Difference", data.contrasts.map((x) => `${x.name}: ${x.plus} \u2212 ${x.minus}`),
-    (place) => show({ contrast: place, entry: 0 }));
+  const [whichBox, which] = select("Difference", data.claims.map((x) => `${x.name}: ${x.plus} \u2212 ${x.minus}`),
+    (place) => show({ claim: place, entry: 0 }));
   const [metricBox, metric] = select("Metric", data.metrics.map((x) => x.title), (place) => show({ metric: place, entry: 0 }));
   const [seedBox, seed] = select("Run", data.seeds.map((x) => `seed ${x}`), (place) => show({ seed: place }, true));
   const lists = make("div", { class: "lists" }), picked = make("div", { class: "picked", "aria-live": "polite" });
@@ -117,7 +117,7 @@
     Object.assign(state, change);
     const entry = list()[state.entry];
     if (!keepSeed && entry) state.seed = entry[2];
-    [which.value, metric.value, seed.value] = [state.contrast, state.metric, state.seed];
+    [which.value, metric.value, seed.value] = [state.claim, state.metric, state.seed];
     const focused = lists.contains(document.activeElement);
     const entries = list().map((found, place) => [found, place]);
     lists.replaceChildren(
@@ -143,10 +143,10 @@
       const table = document.getElementById(caption)?.closest("table");
       for (const row of table ? table.tBodies[0].rows : []) {
         const cell = row.cells[0], names = [cell.textContent.trim(), cell.dataset.v];
-        const at = data.contrasts.findIndex((x) => names.includes(x.name));
+        const at = data.claims.findIndex((x) => names.includes(x.name));
         if (at < 0) continue;
-        const link = make("a", { href: "#queries", class: "peek", "aria-label": `${data.contrasts[at].name}: its queries` }, "queries");
-        link.addEventListener("click", () => show({ contrast: at, metric: place, entry: 0 }));
+        const link = make("a", { href: "#queries", class: "peek", "aria-label": `${data.claims[at].name}: its queries` }, "queries");
+        link.addEventListener("click", () => show({ claim: at, metric: place, entry: 0 }));
         cell.append(" ", link);
       }
     }
