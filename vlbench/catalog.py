@@ -9,6 +9,7 @@ A loss term is a slot too, so that each can be emptied alone. Arguments and thei
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from vlbench.errors import CardError, suggestion
 from vlbench.registry import Entry, Registry, Scalar
@@ -268,6 +269,7 @@ feedback.add(
     "hd-to-mr",
     "vlbench.nn.feedback:GatedDecoder",
     version=2,
+    reads=("saliency_handed",),
     summary="predicted saliency, against the mean of the video, gates what the decoder reads; no parameters",
     placebo="hd-to-mr-placebo",
 )
@@ -275,6 +277,7 @@ feedback.add(
     "hd-to-mr-placebo",
     "vlbench.nn.feedback:PlaceboGatedDecoder",
     version=2,
+    reads=("saliency_handed",),
     summary="the same gates, each on the clip half a video away",
 )
 feedback.add(
@@ -294,6 +297,7 @@ feedback.add(
     "both",
     "vlbench.nn.feedback:BothWays",
     version=2,
+    reads=("saliency_handed",),
     summary="hd-to-mr and mr-to-hd",
     gives=("saliency",),
     placebo="both-placebo",
@@ -302,6 +306,7 @@ feedback.add(
     "both-placebo",
     "vlbench.nn.feedback:PlaceboBothWays",
     version=2,
+    reads=("saliency_handed",),
     summary="the placebos of both ways",
     gives=("saliency",),
 )
@@ -580,11 +585,174 @@ for _level, _at_least, _suffix in (("VeryGood", 4, ""), ("Good", 3, "-good"), ("
 _hd("hd-top5-map", "tvsum_top5", "top-5 mAP (TVSum)", reads="annotators")
 _hd("hd-ap", "youtube_ap", "AP (YouTube Highlights)", reads="labels")
 
+# --- corruptions: how a stress test spoils inputs, heads and labels (vlbench.corrupt.base) ----------------------------
+
+corruptions = Registry("corruption")
+
+
+def _corrupt(name: str, target: str, summary: str, *, on: str, parameter: str, **facts: Any) -> None:
+    corruptions.add(name, f"vlbench.corrupt.{target}", summary=summary, on=on, parameter=parameter, **facts)
+
+
+_SHARE = {"limits": (0.0, 1.0)}
+_EACH = {"by_encoder": True, "battery": True}  # one encoder alone can be spoiled; part of a stress test by default
+_corrupt(
+    "gauss",
+    "features:gauss",
+    "Gaussian noise on every channel",
+    on="video",
+    parameter="noise sd in sds of the channel over the training clips",
+    **_EACH,
+)
+_corrupt(
+    "clip_drop", "features:clip_drop", "clips set to zero", on="video", parameter="share of clips", **_EACH, **_SHARE
+)
+_corrupt(
+    "clip_mean",
+    "features:clip_mean",
+    "clips set to the mean of the training clips",
+    on="video",
+    parameter="share of clips",
+    by_encoder=True,
+    **_SHARE,
+)
+_corrupt(
+    "freeze",
+    "timing:freeze",
+    "stale stretches of 2 to 8 clips that repeat the clip before",
+    on="video",
+    parameter="share of clips",
+    **_EACH,
+    **_SHARE,
+)
+_corrupt(
+    "shuffle",
+    "timing:shuffle",
+    "clips in another order within windows",
+    on="video",
+    parameter="clips per window",
+    windows=True,
+    **_EACH,
+)
+_corrupt("jitter", "timing:jitter", "clips taken from nearby", on="video", parameter="farthest shift in clips", **_EACH)
+_corrupt(
+    "channel_drop",
+    "features:channel_drop",
+    "channels set to zero, the same for a whole video",
+    on="video",
+    parameter="share of channels",
+    **_EACH,
+    **_SHARE,
+)
+_corrupt(
+    "modality_drop",
+    "features:modality_drop",
+    "an encoder set to zero for a video: the named one, or one at random",
+    on="video",
+    parameter="share of videos",
+    **_EACH,
+    **_SHARE,
+)
+_corrupt(
+    "token_drop",
+    "query:token_drop",
+    "tokens removed, at least one left",
+    on="text",
+    parameter="share of tokens",
+    battery=True,
+    **_SHARE,
+)
+_corrupt(
+    "token_swap",
+    "query:token_swap",
+    "tokens replaced by those of other queries",
+    on="text",
+    parameter="share of tokens",
+    battery=True,
+    **_SHARE,
+)
+_corrupt(
+    "wrong_query",
+    "query:wrong_query",
+    "the query of another source video; level 5, all of them, is what chance gives",
+    on="query",
+    parameter="share of queries",
+    battery=True,
+    **_SHARE,
+)
+_corrupt(
+    "query_blank",
+    "query:query_blank",
+    "the query's features set to zero",
+    on="text",
+    parameter="share of queries",
+    **_EACH,
+    **_SHARE,
+)
+for _name, _function, _summary, _parameter in (
+    ("head_noise", "noise", "noise on the saliency that is handed to the moments", "noise sd in sds of its scores"),
+    ("head_shuffle", "shuffle", "anchor: the handed saliency in another order", "share"),
+    ("head_const", "const", "anchor: the mean in place of every handed saliency", "share"),
+    ("head_oracle", "oracle", "anchor: the annotated saliency is handed over", "share"),
+):
+    _corrupt(
+        _name,
+        f"heads:{_function}",
+        _summary,
+        on="head",
+        parameter=_parameter,
+        hook="saliency_handed",
+        **({"needs": "hd"} if _name == "head_oracle" else {}),
+    )
+_corrupt(
+    "label_noise",
+    "labels:label_noise",
+    "training: saliency labels moved by 1 or 2 or swapped between clips",
+    on="label",
+    parameter="share of labelled clips",
+    needs="hd",
+    **_SHARE,
+)
+_corrupt(
+    "boundary_jitter",
+    "labels:boundary_jitter",
+    "training: ends of moments moved",
+    on="label",
+    parameter="farthest shift in lengths of the moment",
+    needs="mr",
+    limits=(0.0, 0.45),
+)
+_corrupt(
+    "one_annotator",
+    "labels:one_annotator",
+    "training: saliency labels of one annotator instead of all",
+    on="label",
+    parameter="share of queries",
+    needs="hd",
+    **_SHARE,
+)
+for _name, _part in (("undertrained_head", "saliency"), ("undertrained_moments", "moments")):
+    _corrupt(
+        _name,
+        f"labels:{_name.upper()}",
+        f"training: the {_part} head stops learning early",
+        on="training",
+        parameter="share of the schedule that the head is trained for",
+        falling=True,
+        **_SHARE,
+    )
+
 # --- executors --------------------------------------------------------------------------------------------------------
 
 executors = Registry("executor")
 executors.add("local", "vlbench.runs.executors.local:LocalExecutor", summary="worker processes on this machine")
 executors.add("inline", "vlbench.runs.executors.inline:InlineExecutor", summary="this process, for debugging")
+executors.add(
+    "ray",
+    "vlbench.runs.executors.ray:RayExecutor",
+    summary="tasks on a Ray cluster, or on one of its own on this machine",
+    cluster=True,  # it finds devices and the number of slots itself
+)
 
 
 def components() -> dict[str, list[tuple[str, Entry]]]:

@@ -18,6 +18,7 @@ from typing import Any, Literal
 from vlbench import catalog
 from vlbench.canon import canonical, digest
 from vlbench.cards.kinds import Features, Use, Variant
+from vlbench.corrupt.base import Corruption
 
 FORMAT = 1
 ID_LENGTH = 12  # hex digits: 48 bits name the folder; the full digest stands in the spec
@@ -61,13 +62,18 @@ class Fit:
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """One scoring of a fit on a split, by every rule of SCORED. ``metrics``: name -> version."""
+    """One scoring of a fit on a split, by every rule of SCORED. ``metrics``: name -> version.
+
+    corruption: what the inputs or a head are spoiled with, or None for the clean scoring. Under a corruption the
+    selected epoch alone is scored and only the scores of queries are kept: no choice is made by them.
+    """
 
     fit: str
     data: DataRef
     features: Features
     metrics: Mapping[str, int]
     mode: Literal["compatible", "strict"] = "compatible"
+    corruption: Corruption | None = None
     kind: Literal["score"] = field(default="score", init=False)
 
     def identity(self) -> dict[str, Any]:
@@ -77,8 +83,8 @@ class Score:
             "kind": self.kind,
             "fit": self.fit,
             "data": dict(self.data.fingerprints),
-            "checkpoints": list(SCORED),
-            "corruption": None,
+            "checkpoints": list(SCORED if self.corruption is None else CHECKPOINTS[:1]),
+            "corruption": None if self.corruption is None else self.corruption.identity(),
             "metrics": dict(self.metrics),
             "mode": self.mode,
         }
@@ -114,10 +120,10 @@ def _implied() -> dict[str, Use]:
     return {name: Use(neutral) for name, neutral in later.items()}  # version 1, no arguments
 
 
-def score_of(fit: Fit, data: DataRef) -> Score:
-    """The scoring of a fit by every metric of the dataset's tasks."""
+def score_of(fit: Fit, data: DataRef, corruption: Corruption | None = None) -> Score:
+    """The scoring of a fit by every metric of the dataset's tasks, clean or under a corruption."""
     names = {entry.name: entry.version for entry in catalog.metrics.entries() if entry.facts["task"] in data.tasks}
-    return Score(fit=fit.id, data=data, features=fit.variant.features, metrics=names)
+    return Score(fit=fit.id, data=data, features=fit.variant.features, metrics=names, corruption=corruption)
 
 
 def to_spec(cell: Cell) -> str:
@@ -136,7 +142,8 @@ def from_spec(spec: Mapping[str, Any]) -> Cell:
     data = DataRef(run["dataset"], identity["data"], tuple(run["tasks"]))
     if identity["kind"] == "score":
         features = Features(tuple(run["features"]["video"]), tuple(run["features"]["text"]))
-        return Score(identity["fit"], data, features, identity["metrics"], identity["mode"])
+        spoiled = None if identity["corruption"] is None else Corruption.of(identity["corruption"])
+        return Score(identity["fit"], data, features, identity["metrics"], identity["mode"], spoiled)
     known = identity["variant"]
 
     def uses(table: Mapping[str, Any]) -> dict[str, Use]:
