@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from tests.unit.report_store import build_store, make_scores
 from tests.unit.test_report_formats import Page
 from vlbench.cli.report import report
-from vlbench.errors import PlanError
+from vlbench.errors import PlanError, StoreError
 from vlbench.report.progress import WHY, look, page, watch
 
 ARMS = {"baseline": 0.3, "without FRA": 0.0}
@@ -121,6 +121,12 @@ def test_a_study_whose_looks_were_declared_is_reported_at_each_look_and_goes_on(
         "4 of 4 runs finished", "7 of 8 runs finished", "8 of 8 runs finished",
     ]  # fmt: skip
     assert "unresolved" in pages[0] and "unresolved" not in pages[1]
+
+
+def test_a_page_that_cannot_be_written_is_one_clear_error(tmp_path):
+    (tmp_path / "out").write_text("in the way")
+    with pytest.raises(StoreError, match="the page cannot be written.*--out"):
+        watch(unfinished(tmp_path / "store"), tmp_path / "out", studies=["ablate-fra"], say=print)
 
 
 def test_the_command_watches_and_exits_by_what_it_found(tmp_path, monkeypatch):

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from vlbench.errors import StoreError
 from vlbench.files import write_text
 from vlbench.report import figures, words
 from vlbench.report.compare import Comparison
@@ -220,9 +221,7 @@ def watch(
                 if outcome.comparison is None or not _goes_on(outcome.comparison):
                     pending.remove(study)
                 continue
-            path = out / study / "index.html"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_text(path, page(progress, None if progress.stuck else every_s))
+            _put(out / study / "index.html", page(progress, None if progress.stuck else every_s))
             say(progress.line)
             if progress.stuck:
                 pending.remove(study)
@@ -231,6 +230,15 @@ def watch(
         if pending:
             pause(every_s)
     return problems
+
+
+def _put(path: Path, text: str) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(path, text)
+    except OSError as error:
+        hint = "choose another folder with --out"
+        raise StoreError(f"the page cannot be written: {error.strerror}", where=path, hint=hint) from error
 
 
 def _goes_on(comparison: Comparison) -> bool:

@@ -94,7 +94,8 @@
     (place) => show({ claim: place, entry: 0 }));
   const [metricBox, metric] = select("Metric", data.metrics.map((x) => x.title), (place) => show({ metric: place, entry: 0 }));
   const [seedBox, seed] = select("Run", data.seeds.map((x) => `seed ${x}`), (place) => show({ seed: place }, true));
-  const lists = make("div", { class: "lists" }), picked = make("div", { class: "picked", "aria-live": "polite" });
+  const lists = make("div", { class: "lists" }), picked = make("div", { class: "picked" });
+  const said = make("p", { class: "said", role: "status" });
 
   const group = (title, entries) => {
     if (!entries.length) return "";
@@ -124,6 +125,7 @@
       group("Gained most, points", entries.filter(([found]) => found[1] > 0)),
       group("Lost most, points", entries.filter(([found]) => found[1] < 0)));
     picked.replaceChildren(card());
+    said.textContent = picked.querySelector(".moved-by")?.textContent ?? "";
     if (focused) lists.querySelector("[aria-current]")?.focus();
   }
   lists.addEventListener("keydown", (event) => {
@@ -132,7 +134,7 @@
     event.preventDefault();
     show({ entry: Math.min(Math.max(state.entry + step, 0), list().length - 1) });
   });
-  root.replaceChildren(make("div", { class: "controls" }, whichBox, metricBox, seedBox), lists, picked);
+  root.replaceChildren(make("div", { class: "controls" }, whichBox, metricBox, seedBox), lists, picked, said);
   root.classList.add("live");
   show({});
 
