@@ -94,6 +94,7 @@ def report(
     """
     from vlbench.errors import PlanError
     from vlbench.report.latex import Spread
+    from vlbench.report.sweep import sweeps
     from vlbench.report.write import Format, write_all
     from vlbench.runs.store import Store
     from vlbench.workspace import find
@@ -110,7 +111,7 @@ def report(
         )
 
     store = Store(find().store)
-    if not store.studies("ablation") and not studies:
+    if not store.studies("ablation") and not sweeps(store) and not studies:
         if as_json:
             _print_json({"reports": []} if verify is not None else {"studies": [], "index": None})
         click.echo(f"no study in {store.root}", err=True)
@@ -137,10 +138,9 @@ def _say(outcome: Outcome) -> None:
         problem = str(outcome.problem).removeprefix(f"{outcome.study}: ")
         click.echo(f"{outcome.study}: not reported: {problem}", err=True)
         return
-    assert outcome.comparison is not None
     pages: list[Any] = [path for path in outcome.written if path.suffix == ".html"]
     shown = pages[0] if pages else outcome.written[0]
-    holes = len(outcome.comparison.frame.holes)
+    holes = len(outcome.comparison.frame.holes) if outcome.comparison is not None else 0  # a sweep compares nothing
     missing = f" ({holes} {'run' if holes == 1 else 'runs'} missing)" if holes else ""
     click.echo(f"{outcome.study}: {shown}{missing}")
 

@@ -14,7 +14,7 @@ from urllib.parse import quote
 from vlbench.canon import digest
 from vlbench.errors import PlanError, StoreError, VlbenchError, suggestion
 from vlbench.files import replacing
-from vlbench.report import bibliography, figures, formats, latex
+from vlbench.report import bibliography, figures, formats, latex, sweep
 from vlbench.report.checkpoints import protocols
 from vlbench.report.compare import Comparison, compare
 from vlbench.report.explorer import explore
@@ -76,13 +76,14 @@ def write_all(
     spread: latex.Spread = "sd",
     done: Callable[[Outcome], None] | None = None,
 ) -> list[Outcome]:
-    """Reports of all studies (or of those named) and the index over the whole store.
+    """Reports of all studies and sweeps (or of those named) and the index over the whole store.
 
     A study that cannot be reported does not keep the others from being written. ``done`` hears of each as it is ready.
     Raises: PlanError for the name of a study that the store does not have.
     """
-    known = store.studies("ablation")
-    wanted = list(dict.fromkeys(studies)) if studies else known
+    compared, searched = store.studies("ablation"), sweep.sweeps(store)
+    known = [*compared, *searched]
+    wanted = list(dict.fromkeys(studies or (compared if format == "latex" else known)))  # a sweep has no LaTeX form
     for study in wanted:
         if study not in known:
             raise PlanError(f'the store has no study "{study}"', where=store.root, hint=suggestion(study, known))
@@ -90,8 +91,11 @@ def write_all(
     outcomes = []
     for study in wanted:
         try:
-            found = compare(read(store, study, allow_missing=allow_missing))
-            outcome = Outcome(study, tuple(_write(store, found, out, format, pages, spread)), found)
+            if study in searched:
+                outcome = Outcome(study, tuple(sweep.write(store, study, out, format=format, index=pages)))
+            else:
+                found = compare(read(store, study, allow_missing=allow_missing))
+                outcome = Outcome(study, tuple(_write(store, found, out, format, pages, spread)), found)
         except VlbenchError as problem:
             outcome = Outcome(study, problem=problem)
         outcomes.append(outcome)
@@ -103,7 +107,7 @@ def write_all(
 
 
 def write_index(store: Store, out: Path, *, allow_missing: bool = False, known: Sequence[Outcome] = ()) -> Path:
-    """``out/index.html`` over every study of the store, with a link where a page was written.
+    """``out/index.html`` over every study and sweep of the store, with a link where a page was written.
 
     known: studies that were judged already, so that they are not judged again.
     """
@@ -118,6 +122,7 @@ def write_index(store: Store, out: Path, *, allow_missing: bool = False, known: 
             except VlbenchError as problem:
                 outcome = Outcome(study, problem=problem)
         entries.append(_entry(store, outcome, out))
+    entries += sweep.entries(store, out)
     path = out / "index.html"
     _save(path, index_page(entries).encode())
     return path
