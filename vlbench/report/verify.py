@@ -96,7 +96,10 @@ def _stored(store: Store, arms: Mapping[str, Any]) -> Iterator[str]:
         for entry in entries:
             for kind in ("fit", "score"):
                 cell = entry[kind]
+                pruned = store.pruned(cell["id"])  # deleted on purpose, and no number is made from weights
                 for name, wanted in sorted(cell["files"].items()):
+                    if pruned.get(name, {}).get("sha256") == wanted:
+                        continue
                     path = store.folder(cell["id"]) / name
                     what = f"{kind} {cell['id']} ({arm}, seed {entry['seed']}): {name}"
                     if not path.exists():

@@ -187,15 +187,26 @@ class Store:
 
     def enter_look(self, entry: Mapping[str, Any]) -> None:
         """Enter a look at a reporting split in the ledger, with the time. Many processes may do so at once."""
-        line = canonical({**entry, "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}).encode()
+        self._enter([{**entry, "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}])
+
+    def merge_ledger(self, lines: Iterable[Mapping[str, Any]]) -> int:
+        """Enter looks that were taken elsewhere, each scoring once; returns how many were new."""
+        known = {line["score"] for line in self.ledger()}
+        new = [line for line in lines if line["score"] not in known]
+        if new:
+            self._enter(new)
+        return len(new)
+
+    def _enter(self, lines: Iterable[Mapping[str, Any]]) -> None:
+        content = b"".join(canonical(line).encode() + b"\n" for line in lines)
         with writing(self.root), (self.root / LEDGER).open("a+b") as stream:
             fcntl.flock(stream, fcntl.LOCK_EX)
             size = stream.seek(0, os.SEEK_END)
             if size:
                 stream.seek(size - 1)
                 if stream.read(1) != b"\n":  # a kill tore the line before
-                    line = b"\n" + line
-            stream.write(line + b"\n")
+                    content = b"\n" + content
+            stream.write(content)
             stream.flush()
             os.fsync(stream.fileno())
 

@@ -48,13 +48,15 @@ def run_cells(specs: Sequence[str], options: Options) -> None:
     """Run cells in order: fits, and scores of fits that are finished. Finished and held cells are passed over.
 
     A cell that fails is recorded with its cause and the next one goes on; a cell whose fit failed is not tried. A fit
-    that pauses keeps its checkpoint: any later command may go on with it. The weights of a fit's epochs wait for a
+    that pauses keeps its checkpoint: any later command may go on with it. Scores under a corruption come last. The weights of a fit's epochs wait for a
     score that is among these cells; where none is, they are not kept.
     """
     _settle(options)
     store = Store(Path(options.store))
     _free_leftovers(store)
-    cells = [from_spec(json.loads(text)) for text in specs]
+    asked = [from_spec(json.loads(text)) for text in specs]
+    spoiled = [cell for cell in asked if isinstance(cell, Score) and cell.corruption is not None]
+    cells = [cell for cell in asked if cell not in spoiled]
     due = {cell.fit for cell in cells if isinstance(cell, Score) and store.record(cell.id) is None}
     for cell in cells:
         if store.record(cell.id) is not None:
@@ -65,6 +67,10 @@ def run_cells(specs: Sequence[str], options: Options) -> None:
         with store.claim(cell.id) as held:
             if held and store.record(cell.id) is None:
                 _run(cell, folder, store, options, keep=cell.id in due)
+    if spoiled:
+        from vlbench.runs.spoiled import run_spoiled
+
+        run_spoiled(spoiled, store, options)
 
 
 def _run(cell: Cell, folder: Path, store: Store, options: Options, keep: bool) -> None:
@@ -108,7 +114,7 @@ def _run_fit(cell: Fit, folder: Path, options: Options, keep: bool) -> tuple[dic
     from vlbench.train.loop import CHECKPOINT, EPOCH_SCORES, WEIGHTS, fit
 
     features = cell.variant.features
-    training, tuning = (_split(cell, role, features, options) for role in ("fit", "tune"))
+    training, tuning = (open_split(cell, role, features, options) for role in ("fit", "tune"))
     last_epoch = _checkpoint_epoch(folder / CHECKPOINT)
     events = EventLog(folder / "events.jsonl", keep_through=last_epoch)
     started = time.perf_counter()
@@ -151,17 +157,18 @@ def _run_score(cell: Score, folder: Path, store: Store, options: Options) -> tup
     from vlbench.metrics.oddities import Oddity
     from vlbench.runs import looks
     from vlbench.train.checkpoint import load_weights
-    from vlbench.train.loop import EPOCH_SCORES, build, save_epoch_scores, weights_of_epochs
+    from vlbench.train.loop import EPOCH_SCORES, WEIGHTS, build, save_epoch_scores, weights_of_epochs
     from vlbench.train.predict import predict
     from vlbench.train.recipe import Recipe
 
     started = time.perf_counter()
     trained = from_spec(store.spec(cell.fit))
     assert isinstance(trained, Fit)
-    reporting = _split(cell, "report", cell.features, options)
+    reporting = open_split(cell, "report", cell.features, options)
     rule = reporting.dataset.split_rule("report")
     device, recipe = _device(options.device), Recipe.of(trained.variant.recipe)
     model = build(trained.variant, reporting, trained.seed).to(device)
+    store.require_weights(cell.fit, WEIGHTS.values())
     fitted = store.record(cell.fit) or {}
     paths = weights_of_epochs(store.folder(cell.fit), recipe, fitted["selected_epoch"])
     weights = looks.Weights.of(fitted, paths, recipe.epochs - 1)
@@ -218,7 +225,7 @@ def _run_score(cell: Score, folder: Path, store: Store, options: Options) -> tup
 
 
 def _free(fit: str, store: Store) -> None:
-    """Delete the scratch weights of a fit that was scored."""
+    """Delete the scratch weights of a fit that was scored clean: the others read the selected epoch alone."""
     from vlbench.train.loop import EPOCH_WEIGHTS
 
     shutil.rmtree(store.folder(fit) / EPOCH_WEIGHTS, ignore_errors=True)
@@ -234,11 +241,11 @@ def _free_leftovers(store: Store) -> None:
         return
     for cell_id in store.cell_ids():
         record = store.record(cell_id)
-        if record is not None and record.get("fit") in waiting:
+        if record is not None and record.get("fit") in waiting and not record.get("corruption"):
             _free(str(record["fit"]), store)
 
 
-def _split(cell: Cell, role: str, features: Features, options: Options) -> Any:
+def open_split(cell: Cell, role: str, features: Features, options: Options) -> Any:
     """The queries and packed features of one role, after checking that the data are still those of the plan."""
     from vlbench.data.base import open_dataset
     from vlbench.data.packed import Packed
