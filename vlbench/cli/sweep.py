@@ -284,17 +284,18 @@ def show_sweep(one: Sweep, store: Store) -> None:
 def conduct_sweep(one: Sweep, store: Store, root: Path, how: How) -> dict[str, Any]:
     """Run the trials that are not told, with progress; returns what ``sweep.json`` holds."""
     from vlbench.runs.work import Options
-    from vlbench.studies import sweep as study
+    from vlbench.studies import rounds
     from vlbench.studies.conduct import interruptible
+    from vlbench.studies.sweep import load
 
     where = Options(str(store.root), str(root))
     runner = options.executor(how.executor, jobs=how.jobs, device=how.device, options=where)
     kind = "cpu" if how.device == "cpu" or (how.device == "auto" and options.devices("auto") == ["cpu"]) else "cuda"
     with interruptible(lambda: _what_is_left(one, store)) as stop:
-        news = study.conduct(one, store, runner, where, url=how.storage, restart=how.restart, device=kind, stop=stop)
+        news = rounds.conduct(one, store, runner, where, url=how.storage, restart=how.restart, device=kind, stop=stop)
         with contextlib.closing(news):
             _watch(news, one, runner.slots)
-    outcome = study.load(store, one.study)
+    outcome = load(store, one.study)
     assert outcome is not None
     return outcome
 
@@ -485,7 +486,7 @@ def _print_trials(outcome: Mapping[str, Any]) -> None:
 def _without_password(url: str | None) -> str | None:
     if url is None:
         return None
-    from vlbench.studies.sweep import shown_url
+    from vlbench.studies.book import shown_url
 
     return shown_url(url)
 
