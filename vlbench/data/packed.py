@@ -23,12 +23,14 @@ from vlbench.data.features import Rows, Stream
 from vlbench.data.samples import Float32, combine
 from vlbench.data.types import Query
 from vlbench.errors import DataError, StoreError
+from vlbench.files import replacing
 
 if TYPE_CHECKING:
     from vlbench.cards.kinds import Features
     from vlbench.data.base import Dataset
 
 
+CHUNK = 4096  # rows that are summed at once
 ABANDONED_S = 24 * 3600.0  # longer than any table takes to build
 
 
@@ -86,6 +88,36 @@ class Packed:
     def sample(self, index: int) -> tuple[Float32, Float32]:
         """Clips (n, F+2) and words (m, G) of one query, bit for bit those of ``samples.inputs``."""
         return combine(*self.raw(index))
+
+
+def channel_moments(dataset: Dataset, role: str, encoder: str, cache: Path | None) -> tuple[Float32, Float32]:
+    """Mean and standard deviation of every channel of a video encoder over the clips of a role's videos, each (d,).
+
+    Every video counts once. cache: as for ``Packed.open``; the two vectors are kept beside the tables.
+    """
+    queries, stream = dataset.queries(role), dataset.stream("video", encoder)
+    videos = digest(sorted({stream.key(query) for query in queries}))
+    name = digest(["moments", 1, stream.name, stream.digest(queries), videos, dataset.max_clips])
+    path = None if cache is None else cache / "packs" / f"{name[:32]}-moments.npy"
+    if path is not None and path.exists():
+        with contextlib.suppress(OSError, ValueError):  # cut off: made again
+            kept = np.load(path, allow_pickle=False)
+            return kept[0], kept[1]
+    rows = _table(stream, queries, dataset.max_clips, cache).rows
+    count, shift = len(rows), rows[0].astype(np.float64)  # sums of distances from a row lose no digits
+    total, squares = np.zeros_like(shift), np.zeros_like(shift)
+    for start in range(0, count, CHUNK):
+        part = rows[start : start + CHUNK].astype(np.float64) - shift
+        total += part.sum(axis=0)
+        squares += (part**2).sum(axis=0)
+    mean = total / count
+    variance = np.maximum(squares / count - mean**2, 0.0)
+    found = np.stack([shift + mean, np.sqrt(variance)]).astype(np.float32)
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as temporary, temporary.open("wb") as file:
+            np.save(file, found)
+    return found[0], found[1]
 
 
 def _table(stream: Stream, queries: Sequence[Query], most: int, cache: Path | None) -> Table:

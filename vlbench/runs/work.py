@@ -48,15 +48,16 @@ def run_cells(specs: Sequence[str], options: Options) -> None:
     """Run cells in order: fits, and scores of fits that are finished. Finished and held cells are passed over.
 
     A cell that fails is recorded with its cause and the next one goes on; a cell whose fit failed is not tried. A fit
-    that pauses keeps its checkpoint: any later command may go on with it. Scores under a corruption come last. The weights of a fit's epochs wait for a
-    score that is among these cells; where none is, they are not kept.
+    that pauses keeps its checkpoint: any later command may go on with it. Scores under corruptions come last, those of
+    a fit together. The weights of a fit's epochs wait for a clean score that is among these cells; where none is, they
+    are not kept.
     """
     _settle(options)
     store = Store(Path(options.store))
     _free_leftovers(store)
-    asked = [from_spec(json.loads(text)) for text in specs]
-    spoiled = [cell for cell in asked if isinstance(cell, Score) and cell.corruption is not None]
-    cells = [cell for cell in asked if cell not in spoiled]
+    cells = [from_spec(json.loads(text)) for text in specs]
+    spoiled = [cell for cell in cells if isinstance(cell, Score) and cell.corruption is not None]
+    cells = [cell for cell in cells if not (isinstance(cell, Score) and cell.corruption is not None)]
     due = {cell.fit for cell in cells if isinstance(cell, Score) and store.record(cell.id) is None}
     for cell in cells:
         if store.record(cell.id) is not None:
@@ -93,7 +94,7 @@ def _run(cell: Cell, folder: Path, store: Store, options: Options, keep: bool) -
             log.info("paused")
             return
         record, cost = done
-        store.finish(cell.id, record, {**provenance(options.device), **cost, "finished": _now()})
+        store.finish(cell.id, record, {**provenance(options.device), **cost, "finished": now()})
         (folder / "checkpoint.safetensors").unlink(missing_ok=True)
         if isinstance(cell, Score):
             _free(cell.fit, store)
@@ -101,7 +102,7 @@ def _run(cell: Cell, folder: Path, store: Store, options: Options, keep: bool) -
     except Exception as error:  # whatever a cell fails of is a result to show, and the other cells go on
         cause = str(error) if isinstance(error, VlbenchError) else f"{type(error).__name__}: {error}"
         log.exception("failed")
-        store.fail(cell.id, cause, traceback.format_exc(), {**provenance(options.device), "finished": _now()})
+        store.fail(cell.id, cause, traceback.format_exc(), {**provenance(options.device), "finished": now()})
         if not isinstance(error, VlbenchError | MemoryError | RuntimeError | OSError):
             raise
     finally:
@@ -124,7 +125,7 @@ def _run_fit(cell: Fit, folder: Path, options: Options, keep: bool) -> tuple[dic
             training,
             tuning,
             seed=cell.seed,
-            device=_device(options.device),
+            device=device_of(options.device),
             folder=folder,
             log=events.write,
             until=options.until,
@@ -142,7 +143,7 @@ def _run_fit(cell: Fit, folder: Path, options: Options, keep: bool) -> tuple[dic
         "selected_epoch": result.selected_epoch,
         "queries": {"fit": len(training), "tune": len(tuning)},
         "summary": dict(result.summary),
-        "files": _digests(folder, [*WEIGHTS.values(), EPOCH_SCORES]),
+        "files": digests(folder, [*WEIGHTS.values(), EPOCH_SCORES]),
         "weights": {str(epoch): digest for epoch, digest in sorted(result.weights.items())},
     }
     cost = {"seconds": result.seconds, "wall": time.perf_counter() - started, "resumed": result.resumed}
@@ -166,7 +167,7 @@ def _run_score(cell: Score, folder: Path, store: Store, options: Options) -> tup
     assert isinstance(trained, Fit)
     reporting = open_split(cell, "report", cell.features, options)
     rule = reporting.dataset.split_rule("report")
-    device, recipe = _device(options.device), Recipe.of(trained.variant.recipe)
+    device, recipe = device_of(options.device), Recipe.of(trained.variant.recipe)
     model = build(trained.variant, reporting, trained.seed).to(device)
     store.require_weights(cell.fit, WEIGHTS.values())
     fitted = store.record(cell.fit) or {}
@@ -192,7 +193,7 @@ def _run_score(cell: Score, folder: Path, store: Store, options: Options) -> tup
     by_epoch = {epoch: scored[epoch].values for epoch in weights.epochs}
     tables, chosen = looks.choices(weights, by_epoch, reporting.queries, recipe.selects)
     with replacing(folder / "queries.parquet") as path:
-        _write_queries(path, reporting.queries, tables)
+        write_queries(path, reporting.queries, tables)
     with replacing(folder / EPOCH_SCORES) as path, path.open("wb") as stream:
         names, cube = looks.stacked(by_epoch)
         qids = [str(query.qid) for query in reporting.queries]
@@ -219,7 +220,7 @@ def _run_score(cell: Score, folder: Path, store: Store, options: Options) -> tup
             for note in notes
             if isinstance(note, Oddity)
         ],
-        "files": _digests(folder, files),
+        "files": digests(folder, files),
     }
     return record, {"seconds": time.perf_counter() - started, "threads": THREADS}
 
@@ -262,7 +263,7 @@ def open_split(cell: Cell, role: str, features: Features, options: Options) -> A
     return Split(dataset, role, features, Packed.open(dataset, role, features, Path(options.store)))
 
 
-def _write_queries(path: Path, queries: Sequence[Any], tables: Mapping[str, Mapping[str, Any]]) -> None:
+def write_queries(path: Path, queries: Sequence[Any], tables: Mapping[str, Mapping[str, Any]]) -> None:
     """One row per query and checkpoint: ``qid`` (JSON), ``source_video``, ``checkpoint`` and float32 per metric."""
     import numpy as np
     import pyarrow as pa
@@ -280,7 +281,8 @@ def _write_queries(path: Path, queries: Sequence[Any], tables: Mapping[str, Mapp
     pq.write_table(pa.concat_tables(parts), path, compression="zstd")
 
 
-def _digests(folder: Path, names: Sequence[str]) -> dict[str, str]:
+def digests(folder: Path, names: Sequence[str]) -> dict[str, str]:
+    """The digest of each file."""
     return {name: digest_file(folder / name) for name in sorted(names)}
 
 
@@ -299,7 +301,8 @@ def _checkpoint_epoch(path: Path) -> int:
         ) from error
 
 
-def _device(name: str) -> Any:
+def device_of(name: str) -> Any:
+    """The torch device of this name."""
     import torch
 
     return torch.device(name)
@@ -313,8 +316,9 @@ def _settle(options: Options) -> None:
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
     if options.device.startswith("cuda"):
-        torch.cuda.set_per_process_memory_fraction(options.share, _device(options.device))
+        torch.cuda.set_per_process_memory_fraction(options.share, device_of(options.device))
 
 
-def _now() -> str:
+def now() -> str:
+    """ISO time in UTC."""
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

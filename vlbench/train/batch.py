@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from vlbench.canon import canonical
 from vlbench.cards.kinds import Features
+from vlbench.corrupt.base import INPUTS, Corruption, Noise, Rows, Sample, spoil, touched
 from vlbench.data.base import Dataset
 from vlbench.data.packed import Packed
-from vlbench.data.samples import Batch, collate, targets
+from vlbench.data.samples import Batch, collate, combine, targets
 from vlbench.data.types import Query
 from vlbench.nn.model import Inputs, Targets
 from vlbench.streams import stream
@@ -57,6 +61,72 @@ class Split:
         for start in range(0, len(self), batch_size):
             rows = range(start, min(start + batch_size, len(self)))
             yield [self.queries[row] for row in rows], self.batch(rows, draws)
+
+    def spoiled(
+        self, batch_size: int, corruptions: Sequence[Corruption], noise: Noise
+    ) -> Iterator[tuple[list[Query], list[Batch]]]:
+        """All queries in file order, each batch without targets and once under every corruption of inputs.
+
+        Features are read once and every base field of ``noise`` is drawn once. A corruption of anything else leaves
+        the batch as it is.
+        """
+        for start in range(0, len(self), batch_size):
+            rows = range(start, min(start + batch_size, len(self)))
+            samples = [self._sample(row) for row in rows]
+            batches = []
+            for corruption in corruptions:
+                given = [self._under(sample, corruption, noise) for sample in samples]
+                batches.append(collate([(sample.query.qid, *combine(*_parts(sample)), None) for sample in given]))
+            yield [self.queries[row] for row in rows], batches
+            noise.forget()
+
+    def _sample(self, row: int) -> Sample:
+        clips, words = self.packed.raw(row)
+        return Sample(
+            query=self.queries[row],
+            clips=_cut(self.features.video, clips),
+            words=_cut(self.features.text, words),
+            touched=(),
+        )
+
+    def _under(self, sample: Sample, corruption: Corruption, noise: Noise) -> Sample:
+        if corruption.on not in INPUTS:
+            return sample
+        of = touched(corruption, self.features.video, self.features.text)
+        return spoil(replace(sample, touched=of), corruption, noise)
+
+
+class Strangers:
+    """The queries of a split as ``corrupt.base.Others``: words to take that are about another source video."""
+
+    def __init__(self, split: Split) -> None:
+        self._split = split
+
+    def strangers(self, query: Query) -> NDArray[np.integer]:
+        """Rows of the split in the order of their qids, without those of the query's source."""
+        order, sources = self._known
+        found: NDArray[np.integer] = order[sources != (query.source_video or query.vid)]
+        return found
+
+    def words(self, place: int) -> Mapping[str, Rows]:
+        """Raw words of a row, by encoder, cut to the shortest encoder."""
+        return _cut(self._split.features.text, self._split.packed.raw(place)[1])
+
+    @cached_property
+    def _known(self) -> tuple[NDArray[np.integer], NDArray[np.str_]]:
+        queries = self._split.queries
+        order = sorted(range(len(queries)), key=lambda row: canonical(queries[row].qid))
+        return np.array(order), np.array([queries[row].source_video or queries[row].vid for row in order])
+
+
+def _cut(encoders: Sequence[str], parts: Sequence[NDArray[np.generic]]) -> dict[str, Rows]:
+    """Rows by encoder in float32, all as many as the shortest has."""
+    shortest = min(map(len, parts))
+    return {name: part[:shortest].astype(np.float32) for name, part in zip(encoders, parts, strict=True)}
+
+
+def _parts(sample: Sample) -> tuple[list[Rows], list[Rows]]:
+    return list(sample.clips.values()), list(sample.words.values())
 
 
 def to_inputs(batch: Batch, device: torch.device) -> Inputs:

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
+from torch import Tensor, nn
 
+from vlbench import catalog
+from vlbench.corrupt.base import Corruption, Noise
+from vlbench.corrupt.heads import rank_correlation
 from vlbench.data.predictions import postprocess
-from vlbench.data.types import Prediction
-from vlbench.nn.model import VideoMomentModel
+from vlbench.data.samples import Batch
+from vlbench.data.types import Prediction, Query
+from vlbench.errors import CardError, suggestion
+from vlbench.nn.model import Handover, VideoMomentModel
 from vlbench.train.batch import Split, to_inputs
 
 
@@ -25,24 +33,128 @@ def predict(
     model.eval()
     rows: list[Prediction] = []
     for queries, batch in split.evaluation(batch_size):
-        with autocast(device, precision):
-            outputs = model(to_inputs(batch, device), negative=False)
-        spans_cw = outputs.spans_cw[-1].float().cpu().numpy()  # B A 2
-        foreground = outputs.logits[-1].float().softmax(-1)[..., 0].cpu().numpy()  # B A
-        saliency = outputs.saliency.float().cpu().numpy()  # B L
-        lengths = batch.clip_mask.sum(1)
-        for row, query in enumerate(queries):
-            rows.append(
-                postprocess(
-                    query,
-                    spans_cw=spans_cw[row],
-                    scores=foreground[row],
-                    saliency=saliency[row, : int(lengths[row])],
-                    rule=split.dataset.rule,
-                )
-            )
+        rows += _answers(model, split, queries, batch, device, precision)
     model.train(was_training)
     return rows
+
+
+@dataclass(slots=True)
+class Spoiled:
+    """Predictions under one corruption. kept: of a head corruption, how alike the handed values of each query are to
+    the clean ones: Spearman's correlation, (Q,), NaN where either is constant.
+    """
+
+    rows: list[Prediction] = field(default_factory=list)
+    kept: list[float] = field(default_factory=list)
+
+
+@torch.inference_mode()
+def predict_spoiled(
+    model: VideoMomentModel,
+    split: Split,
+    corruptions: Sequence[Corruption],
+    noise: Noise,
+    *,
+    device: torch.device,
+    batch_size: int,
+    precision: str,
+) -> list[Spoiled]:
+    """The predictions of ``predict`` under each corruption of one group (``Corruption.group``).
+
+    Raises: CardError for a hook that the model does not have; NotReached if inference does not pass it.
+    """
+    was_training = model.training
+    model.eval()
+    found = [Spoiled() for _ in corruptions]
+    with _handing(model, corruptions[0]) as hand:
+        for queries, batches in split.spoiled(batch_size, corruptions, noise):
+            for corruption, batch, spoiled in zip(corruptions, batches, found, strict=True):
+                if hand is not None:
+                    hand.expect(queries, batch, corruption, noise)
+                spoiled.rows += _answers(model, split, queries, batch, device, precision)
+                if hand is not None:
+                    spoiled.kept += hand.taken()
+    model.train(was_training)
+    return found
+
+
+def _answers(
+    model: VideoMomentModel,
+    split: Split,
+    queries: Sequence[Query],
+    batch: Batch,
+    device: torch.device,
+    precision: str,
+) -> list[Prediction]:
+    """One prediction per query of a batch."""
+    with autocast(device, precision):
+        outputs = model(to_inputs(batch, device), negative=False)
+    spans_cw = outputs.spans_cw[-1].float().cpu().numpy()  # B A 2
+    foreground = outputs.logits[-1].float().softmax(-1)[..., 0].cpu().numpy()  # B A
+    saliency = outputs.saliency.float().cpu().numpy()  # B L
+    lengths = batch.clip_mask.sum(1)
+    return [
+        postprocess(
+            query,
+            spans_cw=spans_cw[row],
+            scores=foreground[row],
+            saliency=saliency[row, : int(lengths[row])],
+            rule=split.dataset.rule,
+        )
+        for row, query in enumerate(queries)
+    ]
+
+
+class NotReached(Exception):
+    """No inference passes the hook that a corruption sits on. The argument is the hook's name."""
+
+
+class _Hand:
+    """A forward hook that spoils what one head hands to the other, for the batch that is expected next."""
+
+    def __init__(self, hook: str) -> None:
+        self.hook = hook
+        self._next: tuple[Sequence[Query], list[int], Corruption, Noise] | None = None
+        self._kept: list[float] | None = None
+
+    def expect(self, queries: Sequence[Query], batch: Batch, corruption: Corruption, noise: Noise) -> None:
+        self._next, self._kept = (queries, batch.clip_mask.sum(1).tolist(), corruption, noise), None
+
+    def taken(self) -> list[float]:
+        """How alike the handed values are to the clean ones, per query."""
+        if self._kept is None:
+            raise NotReached(self.hook)
+        return self._kept
+
+    def __call__(self, module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
+        assert self._next is not None
+        queries, lengths, corruption, noise = self._next
+        change = catalog.corruptions[corruption.family].load()
+        values = output.float().cpu().numpy().copy()  # B L
+        self._kept = []
+        for row, (query, n) in enumerate(zip(queries, lengths, strict=True)):
+            clean = values[row, :n].copy()
+            values[row, :n] = change(query, clean, corruption.amount, noise)
+            self._kept.append(rank_correlation(clean, values[row, :n]))
+        return torch.from_numpy(values).to(output)
+
+
+@contextmanager
+def _handing(model: nn.Module, corruption: Corruption) -> Iterator[_Hand | None]:
+    """Hang a head corruption on the module that its family names; None for a corruption of something else."""
+    hook = catalog.corruptions[corruption.family].facts.get("hook")
+    if hook is None:
+        yield None
+        return
+    places = {name: module for name, module in model.named_modules() if isinstance(module, Handover)}
+    if hook not in places:
+        raise CardError(f'{corruption.family} sits on "{hook}", which is not a hook', hint=suggestion(hook, places))
+    hand = _Hand(hook)
+    handle = places[hook].register_forward_hook(hand)
+    try:
+        yield hand
+    finally:
+        handle.remove()
 
 
 @contextmanager
