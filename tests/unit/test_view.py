@@ -98,6 +98,24 @@ def test_a_pause_at_a_rung_is_the_end_of_the_job():
     assert known.running["k0"].epochs == 4 and known.left_s() == pytest.approx(1)
 
 
+def test_a_cell_that_says_nothing_is_told_and_promises_no_less():
+    """It waits for the others of its round, or it hangs: of the open epoch no more than all can be over."""
+    known, clock = board(1, workers=1)
+    known.epoch("k0", epoch(4, 8.0))
+    clock.now += 59
+    assert known.quiet_s("k0") is None and known.left_s() == known.run_left_s("k0") == pytest.approx(10)
+    clock.now += 2
+    assert known.quiet_s("k0") == pytest.approx(61)
+    assert "quiet for 1m01s" in drawn(Live(known))[0]
+
+
+def test_pruned_trials_are_counted_apart():
+    known, _ = board(2)
+    known.epoch("k0", epoch(4, 4.0))
+    known.end("k0", "pruned")
+    assert known.counts.startswith("0 of 2 done, 1 pruned, 1 waiting") and known.left_s() == pytest.approx(10)
+
+
 def test_metrics_stay_between_evaluations():
     known, _ = board(1)
     known.epoch("k0", epoch(2, 2.0, tune=TUNE, loss={"total": 3.2}))
@@ -175,7 +193,7 @@ def test_the_table_shows_running_cells_and_the_whole():
         "about",
         "12s",
     ]
-    assert second.split() == ["arm", "a", "seed", "1", "epoch", "10/10", "scoring"]
+    assert second.split() == ["arm", "a", "seed", "1", "epoch", "10/10", "ending"]
     assert whole == "  0 of 3 done, 2 running, 1 waiting  0s, about 20s left"
     known.stopping = True
     assert drawn(face)[-1].strip() == STOPPING

@@ -467,13 +467,14 @@ def _file_system(place: Path) -> str:
 def cards(asked: Asked) -> Iterator[Finding]:
     """The workspace, and every card of it and of the library: does it resolve?"""
     from vlbench.cards import library
+    from vlbench.cards.space import space_of
     from vlbench.errors import VlbenchError
     from vlbench.report.words import listed
 
     root = asked.workspace.root
     yield Finding("workspace", "ok", f"{root}")
     loaders: dict[library.Kind, Callable[[str, Path], Any]]
-    loaders = {"models": library.load_variant, "ablations": library.load_ablation}
+    loaders = {"models": library.load_variant, "ablations": library.load_ablation, "sweeps": library.load_sweep}
     good: list[str] = []
     for kind, load in loaders.items():
         known = library.cards(kind, root)
@@ -481,7 +482,9 @@ def cards(asked: Asked) -> Iterator[Finding]:
         broken = 0
         for name in known:
             try:
-                load(name, root)
+                card = load(name, root)
+                if kind == "models" and card.search:
+                    space_of(card)
             except VlbenchError as error:
                 broken += 1
                 yield Finding("cards", "problem", str(error), f"mend the card {kind}/{name}")

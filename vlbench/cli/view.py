@@ -26,6 +26,7 @@ PIPE_WIDTH = 110  # columns of what goes to a file or a pipe
 MANY = 50  # cells; above, a line of its own is for failures, and the others are counted
 SUMMARY_S = 30.0  # between two counts in a pipe
 REFRESH_S = 0.25
+QUIET_S = 60.0  # and several epochs: a cell that says nothing for longer may wait for others, or hang
 SHOWN = 20  # rows of running cells
 STOPPING = "stopping: what runs is finished, nothing else starts; Ctrl-C again stops now and keeps checkpoints"
 
@@ -164,6 +165,7 @@ class Board:
         self.running: dict[str, _Run] = {}
         self.finished: set[str] = set()
         self.failed: set[str] = set()
+        self.pruned: set[str] = set()
         self.stopping = False
         self.started = clock()
         self._pace: dict[str, dict[str, float]] = {}  # group -> job -> seconds of an epoch
@@ -189,13 +191,15 @@ class Board:
         self._most = max(self._most, len(self.running))
 
     def end(self, key: str, kind: str) -> _Run | None:
-        """A cell is ``done`` or ``failed``, or is run ``again``. Returns what was known of it."""
+        """A cell is ``done``, ``failed`` or ``pruned``, or is run ``again``. Returns what was known of it."""
         run = self.running.pop(key, None)
         if kind == "again":
             return run
         self.finished.add(key)
         if kind == "failed":
             self.failed.add(key)
+        elif kind == "pruned":
+            self.pruned.add(key)
         elif run is not None and run.epoch + 1 >= run.epochs:
             self._after.append(self.clock() - run.heard)
         return run
@@ -215,7 +219,7 @@ class Board:
             pace = self._epoch_s(self.jobs[key].group)
             if pace is None:
                 return None
-            busy.append(max(0.0, (run.epochs - run.epoch - 1) * pace + after - (now - run.heard)))
+            busy.append(self._ahead(run, pace, now) + max(0.0, after - self._over(run, now)))
         workers = max(self.workers or self._most, len(busy), 1)
         free = busy + [0.0] * (workers - len(busy))
         heapq.heapify(free)
@@ -232,9 +236,21 @@ class Board:
     def run_left_s(self, key: str) -> float | None:
         """Seconds of training that a running cell has left."""
         run, pace = self.running[key], self._epoch_s(self.jobs[key].group)
-        if pace is None:
-            return None
-        return max(0.0, (run.epochs - run.epoch - 1) * pace - (self.clock() - run.heard))
+        return None if pace is None else self._ahead(run, pace, self.clock())
+
+    def quiet_s(self, key: str) -> float | None:
+        """For how long a running cell has said nothing, if that is more than a few epochs take."""
+        run, pace = self.running[key], self._epoch_s(self.jobs[key].group)
+        silent = self.clock() - run.heard
+        return silent if silent > max(QUIET_S, 5 * (pace or 0.0)) else None
+
+    def _ahead(self, run: _Run, pace: float, now: float) -> float:
+        """Seconds of training ahead; of an epoch that has not ended, no more than all of it can be over."""
+        return max(0.0, (run.epochs - run.epoch - 1) * pace - min(pace, now - run.heard))
+
+    def _over(self, run: _Run, now: float) -> float:
+        """Seconds since the last of all epochs."""
+        return now - run.heard if run.epoch + 1 >= run.epochs else 0.0
 
     def _epoch_s(self, group: str) -> float | None:
         if group in self._pace:
@@ -247,9 +263,10 @@ class Board:
     @property
     def counts(self) -> str:
         """``3 of 8 done, 1 failed, 2 running, 3 waiting  12m10s, about 22m05s left``."""
-        done = len(self.finished) - len(self.failed)
+        done = len(self.finished) - len(self.failed) - len(self.pruned)
         parts = [f"{done} of {len(self.jobs)} done"]
         parts += [f"{len(self.failed)} failed"] if self.failed else []
+        parts += [f"{len(self.pruned)} pruned"] if self.pruned else []
         parts += [f"{len(self.running)} running"] if self.running else []
         parts += [f"{self.waiting} waiting"] if self.waiting else []
         spent = duration(self.clock() - self.started)
@@ -375,6 +392,14 @@ class Live:
             self.drawn = now
             self.live.update(self.table(), refresh=True)
 
+    def _state(self, key: str) -> str:
+        run, left, quiet = self.board.running[key], self.board.run_left_s(key), self.board.quiet_s(key)
+        if quiet is not None:
+            return f"quiet for {duration(quiet)}"
+        if run.epoch + 1 >= run.epochs:
+            return "ending"
+        return "" if left is None else f"about {duration(left)}"
+
     def table(self) -> Table:
         """The running cells and the counts, as they are drawn."""
         from rich.table import Table
@@ -384,13 +409,11 @@ class Live:
         rows = max(3, min(SHOWN, self.console.height - 4))
         table = Table(box=None, show_header=False, padding=(0, 2, 0, 2))
         for key, run in list(board.running.items())[:rows]:
-            left = board.run_left_s(key)
-            ended = run.epoch + 1 >= run.epochs
             table.add_row(
                 Text(board.jobs[key].name),
                 Text(f"epoch {run.epoch + 1}/{run.epochs}"),
                 Text(board.metrics(run)),
-                Text("scoring" if ended else f"about {duration(left)}" if left is not None else ""),
+                Text(self._state(key)),
             )
         more = len(board.running) - rows
         outer = Table.grid()

@@ -33,8 +33,9 @@ from vlbench.report.sweep_figures import value_text
 from vlbench.report.tables import Cell, Column, Table
 from vlbench.runs.store import Store
 from vlbench.stats.sweep import expected_best, expected_max
+from vlbench.studies.sweep import FILE, FORMAT
+from vlbench.studies.sweep import sweeps as sweeps
 
-FILE = "sweep.json"
 RESULTS_FORMAT = 1  # of results.json
 EXCHANGEABLE = ("random", "qmc")  # samplers whose trials do not depend on each other
 MOST_POINTS = 60  # numbers of trials at which the expected best is computed
@@ -271,11 +272,6 @@ class Sweep:
         return found
 
 
-def sweeps(store: Store) -> list[str]:
-    """Every sweep of the store, sorted by name."""
-    return sorted(path.parent.name for path in (store.root / "studies").glob(f"*/{FILE}"))
-
-
 def read(store: Store, study: str, *, judge: bool = True) -> Sweep:
     """A sweep from the store. judge: compare the arms of its final study, where that is complete.
 
@@ -284,7 +280,7 @@ def read(store: Store, study: str, *, judge: bool = True) -> Sweep:
     content = read_json(store.study_folder(study) / FILE)
     if content is None:
         raise StoreError(f'the store has no sweep "{study}"', where=store.root)
-    if content.get("format") != 1:
+    if content.get("format") != FORMAT:
         what = f"{FILE} is of format {content.get('format')}, which this version does not read"
         raise StoreError(what, where=store.study_folder(study), hint="install the version that wrote it")
     found = Sweep(content, tuple(_trial(one) for one in content["trials"]))
