@@ -60,7 +60,7 @@ class Plan:
     """
 
     study: str
-    kind: Literal["ablation", "train"]
+    kind: Literal["ablation", "train", "stress"]
     command: str
     question: str
     component: str
@@ -147,7 +147,7 @@ class Plan:
 def make_plan(
     *,
     study: str,
-    kind: Literal["ablation", "train"],
+    kind: Literal["ablation", "train", "stress"],
     command: str,
     question: str,
     component: str,
