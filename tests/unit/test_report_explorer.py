@@ -116,6 +116,23 @@ def test_every_shown_run_is_that_of_its_cell(made):
     assert used == set(range(len(data["queries"])))
 
 
+def test_where_seeds_are_thinned_only_those_that_are_shown_are_chosen_and_the_page_says_so(made, monkeypatch):
+    store, workspace = made
+    monkeypatch.setattr(explorer, "bounded", lambda *_: (2, 2))
+    comparison = compare(read(store, "ablate-fra"))
+    found = explore(store, comparison, workspace)
+    data = json.loads(found.data)
+    assert data["seeds"] == [0, 1] and all(len(by_seed) == 2 for by_seed in data["runs"])
+    listed = [entry for claim in data["claims"] for entries in claim["lists"] for entry in entries]
+    assert listed and all(seed < 2 for _, _, seed in listed)
+    assert "2 of 3 seeds can be shown" in found.facts
+    values = comparison.frame.values("mr-map", "selected")
+    for q, _, seed in data["claims"][0]["lists"][0]:
+        query = int(data["queries"][q]["id"]) - 100
+        gaps = (values["baseline"] - values["without FRA"])[:, query]
+        assert seed == abs(gaps[:2] - gaps.mean()).argmin()
+
+
 def test_without_the_dataset_the_predictions_are_still_shown_and_the_section_says_so(made, tmp_path):
     store, _ = made
     elsewhere = tmp_path / "elsewhere"

@@ -271,7 +271,7 @@ def _runs(comparison: Comparison) -> Iterator[str]:
     arms = words.counted(len(frame.arms), "configuration")
     model = next((key for name, key in MODELS.items() if frame.baseline.variant.startswith(name)), None)
     data = next((key for name, key in DATASETS.items() if frame.dataset.startswith(name)), None)
-    each = "The" if len(frame.arms) == 1 else f"Each of the {arms} of {tex(frame.baseline.title)}{_cite(model)}"
+    each = "The" if len(frame.arms) == 1 else f"Each of the {arms} of {tex(frame.baseline.title or frame.baseline.variant)}{_cite(model)}"
     seeds = f"{words.counted(len(frame.seeds), 'seed')} ({tex(words.listed([str(seed) for seed in frame.seeds]))})"
     yield f"{each} was trained with {seeds} on {tex(frame.dataset)}{_cite(data)}."
     sources = "" if frame.clusters is None else f" from {words.counted(len(set(frame.clusters)), 'source video')}"
