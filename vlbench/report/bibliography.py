@@ -271,15 +271,17 @@ def _runs(comparison: Comparison) -> Iterator[str]:
     arms = words.counted(len(frame.arms), "configuration")
     model = next((key for name, key in MODELS.items() if frame.baseline.variant.startswith(name)), None)
     data = next((key for name, key in DATASETS.items() if frame.dataset.startswith(name)), None)
-    each = "The" if len(frame.arms) == 1 else f"Each of the {arms} of {tex(frame.baseline.title or frame.baseline.variant)}{_cite(model)}"
+    name = tex(frame.baseline.title or frame.baseline.variant)
     seeds = f"{words.counted(len(frame.seeds), 'seed')} ({tex(words.listed([str(seed) for seed in frame.seeds]))})"
-    yield f"{each} was trained with {seeds} on {tex(frame.dataset)}{_cite(data)}."
+    yield f"Each of the {arms} of {name}{_cite(model)} was trained with {seeds} on {tex(frame.dataset)}{_cite(data)}."
     sources = "" if frame.clusters is None else f" from {words.counted(len(set(frame.clusters)), 'source video')}"
     modes = sorted({run.mode for arm in frame.arms for run in arm.runs if run.mode})
+    joint = {"mr-map", "hd-map"} & set(frame.metrics)  # other datasets bring evaluations of their own
+    by = f", by the evaluation of QVHighlights{_cite(EVALUATION)}" if joint else ""
     mode = f", {words.listed(modes)} mode" if modes else ""
     yield (
-        f"Scores are those of {words.counted(len(frame.queries), 'query')}{sources} (split {tex(frame.split)}), "
-        f"by the evaluation of QVHighlights{_cite(EVALUATION)}{mode}."
+        f"Scores are those of {words.counted(len(frame.queries), 'query')}{sources} (split {tex(frame.split)})"
+        f"{by}{mode}."
     )
     yield f"The checkpoint of a run is {tex(frame.selection)}; the reported queries play no part in choosing it."
     if frame.holes:
