@@ -460,7 +460,8 @@ def feeders(loss: str) -> list[str]:
 # The [train] table of a card. AdamW with one parameter group, clipping to clip_norm, and a step schedule that
 # multiplies lr by lr_gamma every lr_drop epochs. eval_every: epochs between evaluations on the tune split (the last
 # epoch is always evaluated). select: the metrics whose mean on the tune split chooses the checkpoint; those that the
-# dataset does not have are left out.
+# dataset does not have are left out. corruption: a family on labels or on training (see corruptions below), at
+# corruption_level 0 to 5.
 recipe_args: dict[str, Scalar] = {
     "epochs": 200,
     "batch_size": 32,
@@ -473,7 +474,10 @@ recipe_args: dict[str, Scalar] = {
     "eval_every": 5,
     "select": "mr-map+hd-map",
     "precision": "fp32",
+    "corruption": "none",
+    "corruption_level": 0,
 }
+recipe_later = ("corruption", "corruption_level")  # younger than stored cells: an identity names them where they act
 recipe_version = 1  # raised when the loop's results change
 
 # --- encoders ---------------------------------------------------------------------------------------------------------

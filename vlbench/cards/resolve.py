@@ -326,6 +326,25 @@ def _check_recipe(recipe: Mapping[str, Scalar], origin: Mapping[str, str]) -> No
                 where=origin.get("train.select"),
                 hint=suggestion(name, catalog.metrics),
             )
+    spoils, level = str(recipe["corruption"]), recipe["corruption_level"]
+    if spoils != "none" and spoils not in catalog.corruptions:
+        raise CardError(
+            f'train.corruption = "{spoils}" is not a corruption',
+            where=origin.get("train.corruption"),
+            hint=suggestion(spoils, ["none", *catalog.corruptions]),
+        )
+    if spoils != "none" and catalog.corruptions[spoils].facts["on"] not in ("label", "training"):
+        known = [e.name for e in catalog.corruptions.entries() if e.facts["on"] in ("label", "training")]
+        raise CardError(
+            f'train.corruption = "{spoils}" spoils finished fits, not training',
+            where=origin.get("train.corruption"),
+            hint=f"known: {', '.join(known)}",
+        )
+    if level not in range(6) or (spoils == "none" and level != 0):
+        raise CardError(
+            f"train.corruption_level = {level}: levels are 0 to 5, and 0 without a corruption",
+            where=origin.get("train.corruption_level"),
+        )
     if recipe["precision"] not in ("fp32", "bf16"):
         raise CardError(
             f'train.precision = "{recipe["precision"]}" is not a precision',

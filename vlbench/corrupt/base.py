@@ -122,6 +122,21 @@ def corruption(
     return Corruption(family, level, draw, encoder, amount, entry.version)
 
 
+def training_corruption(recipe: Mapping[str, Any], *, draw: int) -> Corruption | None:
+    """What the ``[train]`` table spoils, or None. Raises CardError for a family that is not of training."""
+    family, level = str(recipe.get("corruption", "none")), int(recipe.get("corruption_level", 0))
+    if family == "none":
+        if level:
+            raise CardError(f"train.corruption_level = {level} without train.corruption")
+        return None
+    if catalog.corruptions[family].facts["on"] not in TRAINING:
+        known = [entry.name for entry in catalog.corruptions.entries() if entry.facts["on"] in TRAINING]
+        raise CardError(
+            f'train.corruption = "{family}" acts on finished fits, not on training', hint=f"known: {', '.join(known)}"
+        )
+    return corruption(family, level, draw=draw)
+
+
 def check(family: str, encoder: str | None, variant: Variant, tasks: Sequence[str]) -> None:
     """Raises CardError if a family has nothing to spoil in this variant on a dataset with these tasks.
 

@@ -16,7 +16,12 @@ from vlbench.nn.transformer import MLP
 
 
 class JointHeads(nn.Module):
-    """Moment retrieval: class and span of every anchor. Highlight detection: saliency of every clip."""
+    """Moment retrieval: class and span of every anchor. Highlight detection: saliency of every clip.
+
+    ``parts``: the modules of either head, for corruptions that stop one from learning.
+    """
+
+    parts = {"moments": ("classes", "span_step"), "saliency": ("clip_saliency", "token_saliency")}  # noqa: RUF012
 
     def __init__(self, sizes: Sizes) -> None:
         super().__init__()

@@ -18,7 +18,7 @@ from typing import Any, Literal
 from vlbench import catalog
 from vlbench.canon import canonical, digest
 from vlbench.cards.kinds import Features, Use, Variant
-from vlbench.corrupt.base import Corruption
+from vlbench.corrupt.base import Corruption, training_corruption
 
 FORMAT = 1
 ID_LENGTH = 12  # hex digits: 48 bits name the folder; the full digest stands in the spec
@@ -110,14 +110,32 @@ def variant_identity(variant: Variant) -> dict[str, Any]:
         "model": dict(variant.model),
         "slots": uses({slot: use for slot, use in variant.slots.items() if use != implied.get(slot)}),
         "losses": uses(variant.losses),
-        "recipe": {**variant.recipe, "version": catalog.recipe_version},
+        "recipe": {**_recipe_identity(variant.recipe), "version": catalog.recipe_version},
     }
+
+
+def _recipe_identity(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """The recipe; a corruption of training only where there is one, with its strength and version."""
+    told = {key: value for key, value in recipe.items() if key not in catalog.recipe_later}
+    spoiled = training_corruption(recipe, draw=0)
+    if spoiled is None:
+        return told
+    known = spoiled.identity()
+    acts = {"corruption": spoiled.family, "corruption_level": spoiled.level}
+    return {**told, **acts, "corrupted": {"amount": known["amount"], "version": known["version"]}}
 
 
 def _implied() -> dict[str, Use]:
     """What fills the slots that are younger than stored cells where an identity does not name them."""
     later = {name: slot.neutral for name, slot in catalog.model_slots.items() if slot.later}
     return {name: Use(neutral) for name, neutral in later.items()}  # version 1, no arguments
+
+
+_BESIDE = ("version", "corrupted")  # of a recipe's identity, what is no key of the recipe
+
+
+def _later() -> dict[str, Any]:
+    return {key: catalog.recipe_args[key] for key in catalog.recipe_later}
 
 
 def score_of(fit: Fit, data: DataRef, corruption: Corruption | None = None) -> Score:
@@ -157,6 +175,6 @@ def from_spec(spec: Mapping[str, Any]) -> Cell:
         model=known["model"],
         slots=_implied() | uses(known["slots"]),
         losses=uses(known["losses"]),
-        recipe={key: value for key, value in known["recipe"].items() if key != "version"},
+        recipe={**_later(), **{key: value for key, value in known["recipe"].items() if key not in _BESIDE}},
     )
     return Fit(variant, data, identity["seed"])

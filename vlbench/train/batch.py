@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import replace
 from functools import cached_property
 
@@ -10,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from vlbench import catalog
 from vlbench.canon import canonical
 from vlbench.cards.kinds import Features
 from vlbench.corrupt.base import INPUTS, Corruption, Noise, Rows, Sample, spoil, touched
@@ -79,6 +81,13 @@ class Split:
                 batches.append(collate([(sample.query.qid, *combine(*_parts(sample)), None) for sample in given]))
             yield [self.queries[row] for row in rows], batches
             noise.forget()
+
+    def mislabelled(self, corruption: Corruption) -> Split:
+        """The same queries with the labels that a corruption of labels leaves them with."""
+        noise, change = Noise(corruption.family, corruption.draw), catalog.corruptions[corruption.family].load()
+        other = copy(self)
+        other.queries = tuple(change(query, corruption.amount, noise) for query in self.queries)
+        return other
 
     def _sample(self, row: int) -> Sample:
         clips, words = self.packed.raw(row)

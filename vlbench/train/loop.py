@@ -19,9 +19,10 @@ import numpy as np
 import torch
 from torch import nn
 
+from vlbench import catalog
 from vlbench.canon import digest_file
 from vlbench.cards.kinds import Variant
-from vlbench.errors import Diverged
+from vlbench.errors import CardError, Diverged
 from vlbench.files import replacing
 from vlbench.metrics.base import Scores, score
 from vlbench.nn.losses import Criterion
@@ -90,6 +91,8 @@ def fit(
     Raises: Diverged if a loss, a prediction or a gradient is not finite.
     """
     recipe = Recipe.of(variant.recipe)
+    if (spoiled := recipe.spoils(seed)) is not None and spoiled.on == "label":
+        training = training.mislabelled(spoiled)
     model = build(variant, training, seed).to(device)
     criterion = Criterion.of(variant, training.dataset.trains)
     optimizer = make_optimizer(model, recipe)
@@ -197,6 +200,8 @@ def _train_epoch(
     model.train()
     totals: dict[str, torch.Tensor] = {}
     steps = 0
+    per_epoch = math.ceil(len(training) / recipe.batch_size)
+    stops, frozen = _undertrained(model, recipe, seed, per_epoch)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed_for(seed, "dropout", epoch))
         for batch in training.training(seed, epoch, recipe.batch_size):
@@ -212,6 +217,9 @@ def _train_epoch(
                 )
             optimizer.zero_grad(set_to_none=True)
             losses.total.backward()  # type: ignore[no-untyped-call]
+            if epoch * per_epoch + steps >= stops:
+                for parameter in frozen:
+                    parameter.grad = None  # the optimiser leaves it alone, weight decay included
             norm = nn.utils.clip_grad_norm_(model.parameters(), recipe.clip_norm)
             if not bool(torch.isfinite(norm)):
                 raise Diverged(f"the gradient's norm is {float(norm)} in epoch {epoch + 1}, step {steps + 1}")
@@ -220,6 +228,21 @@ def _train_epoch(
             for name, value in {"total": losses.total, **losses.terms}.items():
                 totals[name] = totals.get(name, torch.zeros((), device=device)) + value.detach().sum()
     return {name: float(value) / steps for name, value in totals.items()}
+
+
+def _undertrained(
+    model: VideoMomentModel, recipe: Recipe, seed: int, steps_per_epoch: int
+) -> tuple[float, list[nn.Parameter]]:
+    """From which step of the whole fit on, counted from 0, which parameters no longer learn."""
+    spoiled = recipe.spoils(seed)
+    if spoiled is None or spoiled.on != "training":
+        return math.inf, []
+    part = catalog.corruptions[spoiled.family].load()
+    names = getattr(model.heads, "parts", {}).get(part)
+    if names is None:
+        raise CardError(f'{spoiled.family} stops the {part} head, which these heads do not name in "parts"')
+    frozen = [parameter for name in names for parameter in getattr(model.heads, name).parameters()]
+    return spoiled.amount * recipe.epochs * steps_per_epoch, frozen
 
 
 def evaluate(model: VideoMomentModel, split: Split, recipe: Recipe, device: torch.device) -> Scores:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from vlbench.corrupt.base import Corruption, training_corruption
 from vlbench.registry import Scalar
 
 
@@ -26,11 +27,18 @@ class Recipe:
     eval_every: int
     select: str
     precision: str
+    corruption: str = "none"
+    corruption_level: int = 0
 
     @classmethod
     def of(cls, table: Mapping[str, Scalar]) -> Recipe:
         """From a resolved variant's recipe, whose types the card's resolution has checked."""
         return cls(**table)  # type: ignore[arg-type]
+
+    def spoils(self, seed: int) -> Corruption | None:
+        """What training is spoiled with; the seed is the draw, so arms of one seed meet the same noise."""
+        table = {"corruption": self.corruption, "corruption_level": self.corruption_level}
+        return training_corruption(table, draw=seed)
 
     @property
     def selects(self) -> tuple[str, ...]:
