@@ -63,6 +63,15 @@ Examples:
     metavar="POINTS",
     help="Differences inside it do not matter; set it before the runs. [default: the card's, 0.5]",
 )
+@click.option(
+    "--tuning",
+    type=click.Choice(["none", "card", "equal-budget"]),
+    help="Tuned values: none, those of the variant's card, or of a sweep of every arm. [default: the card's]",
+)
+@click.option("--sweep", "budget", metavar="CARD", help="The budget of --tuning equal-budget. [default: quick]")
+@click.option(
+    "--allow-unequal-budget", is_flag=True, help="Compare arms whose tuning budgets differ; the report says so."
+)
 @options.how
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), default=Path("reports"), show_default=True)
 @click.option("--dry-run", is_flag=True, help="Print the plan and stop.")
@@ -81,6 +90,9 @@ def ablate(
     until_decided: bool,
     max_seeds: int | None,
     margin: float | None,
+    tuning: str | None,
+    budget: str | None,
+    allow_unequal_budget: bool,
     **how: Any,
 ) -> int:
     """Ask whether a component helps: train what is missing, test, print the verdict and write the report.
@@ -106,9 +118,15 @@ def ablate(
 
     workspace = find()
     store = Store(workspace.store)
-    asked = Asked(components, design, variant, dataset, features, settings, precision, margin)
+    asked = Asked(components, design, variant, dataset, features, settings, precision, margin, tuning, budget)
     choices = Choices.of(asked, workspace)
     run = How(**how)
+    if choices.tuning == "equal-budget":
+        from vlbench.cli.tuning import tune_arms
+
+        choices = tune_arms(choices, budget or "quick", store, workspace.root, run, allow=allow_unequal_budget)
+    elif budget is not None or allow_unequal_budget:
+        raise click.UsageError("--sweep and --allow-unequal-budget belong to --tuning equal-budget.")
     looks = _looks(max_seeds or LOOKS[-1]) if until_decided else ()
     status = 0
     for number in looks or (seeds or choices.question.ablation.seeds,):
@@ -145,6 +163,8 @@ class Asked:
     settings: tuple[str, ...]
     precision: str | None
     margin: float | None
+    tuning: str | None = None
+    budget: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,13 +176,14 @@ class Choices:
     question: Any
     dataset: Any
     notes: tuple[str, ...]
+    tuning: str = "card"
 
     @classmethod
     def of(cls, asked: Asked, workspace: Any) -> Choices:
         """Look up the card, the variant and the dataset, and build the arms."""
         from vlbench.canon import digest
         from vlbench.cards.library import load_variant
-        from vlbench.cards.resolve import edit
+        from vlbench.cards.resolve import edit, tune
         from vlbench.data.base import open_dataset, parse_features
         from vlbench.errors import CardError
         from vlbench.studies import ablate as study
@@ -178,6 +199,10 @@ class Choices:
         dataset = open_dataset(dataset_name, workspace)
         changes = options.parse_settings(asked.settings, asked.precision)
         notes = []
+        tuning = asked.tuning or (card.tuning if card and card.tuning != "inherit" else "card")
+        if tuning == "card":
+            base, note = tune(base, dataset_name)
+            notes += [f"every arm has what was tuned for the baseline: {note}"] if note else []
         if changes:
             base = edit(base, changes, origin="--set").variant
             notes += [f"in every arm: {key} = {value}" for key, value in changes.items()]
@@ -199,31 +224,39 @@ class Choices:
             name += f"-{dataset_name}"
         if changes or wanted:  # other settings are another study, not a new state of this one
             name += f"-{digest([changes, str(wanted)])[:6]}"
-        return cls(asked, name, question, dataset, (*notes, *question.notes))
+        if tuning == "equal-budget" or (tuning == "none" and dataset_name in base.tuned):
+            name += "-tuned" if tuning == "equal-budget" else "-untuned"
+        return cls(asked, name, question, dataset, (*notes, *question.notes), tuning)
+
+    def command(self, seeds: int | None = None, looks: tuple[int, ...] = ()) -> str:
+        """What to type to run or finish the study."""
+        asked, dataset = self.asked, self.dataset.name
+        return options.command_line(
+            "ablate",
+            component=asked.components,
+            design=asked.design,
+            variant=asked.variant,
+            dataset=None if dataset == options.DEFAULT_DATASET else dataset,
+            features=asked.features,
+            set=asked.settings,
+            precision=asked.precision,
+            seeds=None if looks else seeds,
+            until_decided=bool(looks) or None,
+            max_seeds=looks[-1] if looks else None,
+            equivalence_margin=asked.margin,
+            tuning=asked.tuning,
+            sweep=asked.budget,
+        )
 
     def plan(self, seeds: int, looks: tuple[int, ...], store: Store) -> Plan:
         """The plan for so many seeds."""
         from vlbench.studies.plan import make_plan
 
         asked, ablation = self.asked, self.question.ablation
-        dataset = self.dataset.name
         return make_plan(
             study=self.study,
             kind="ablation",
-            command=options.command_line(
-                "ablate",
-                component=asked.components,
-                design=asked.design,
-                variant=asked.variant,
-                dataset=None if dataset == options.DEFAULT_DATASET else dataset,
-                features=asked.features,
-                set=asked.settings,
-                precision=asked.precision,
-                seeds=None if looks else seeds,
-                until_decided=bool(looks) or None,
-                max_seeds=looks[-1] if looks else None,
-                equivalence_margin=asked.margin,
-            ),
+            command=self.command(seeds, looks),
             question=ablation.question,
             component=ablation.component,
             title=ablation.title,

@@ -150,7 +150,8 @@ class Asked:
         base = load_variant(variant, workspace.root)
         data = open_dataset(self.dataset or options.DEFAULT_DATASET, workspace)
         changes = options.parse_settings(self.settings, self.precision)
-        notes = [f"in every trial: {key} = {value}" for key, value in changes.items()]
+        kept = [f"{data.name} has tuned values in the card: left out"] if data.name in base.tuned else []
+        notes = [*kept, *(f"in every trial: {key} = {value}" for key, value in changes.items())]
         if changes:
             base = edit(base, changes, origin="--set").variant
         wanted = parse_features(self.features, "--features") if self.features else None
@@ -242,8 +243,8 @@ def check_budgets(budgets: Mapping[str, Mapping[str, Any]], *, allow: bool) -> l
 # --- before and while it runs ----------------------------------------------------------------------------------------
 
 
-def show_sweep(one: Sweep, store: Store) -> None:
-    """The space, the budget, and how much of it is already told."""
+def show_sweep(one: Sweep, store: Store, *, final: bool = True) -> None:
+    """The space, the budget, and how much of it is already told. final: whether a winner is fitted again."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -271,7 +272,7 @@ def show_sweep(one: Sweep, store: Store) -> None:
         f"objective: {' and '.join(one.objective)} on the tuning split"
         + (", kept apart" if card.pareto else ", their mean" if len(one.objective) > 1 else ""),
     ]
-    if card.final_seeds:
+    if final and card.final_seeds:
         seeds = listed([str(seed) for seed in fresh_seeds(card)])
         winners = f"up to {counted(card.final_arms, 'member')} of the front" if card.pareto else "the winner"
         lines.append(f"then {winners} and the card as it is with seeds {seeds}")

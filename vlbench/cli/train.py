@@ -41,7 +41,7 @@ def train(
     """
     from vlbench.cards.kinds import Arm
     from vlbench.cards.library import load_variant
-    from vlbench.cards.resolve import edit
+    from vlbench.cards.resolve import edit, tune
     from vlbench.cli.ablate import _print_json, _run
     from vlbench.cli.view import show_plan
     from vlbench.data.base import open_dataset, parse_features
@@ -54,7 +54,7 @@ def train(
     workspace = find()
     store = Store(workspace.store)
     data = open_dataset(dataset or options.DEFAULT_DATASET, workspace)
-    base = load_variant(variant, workspace.root)
+    base, tuned = tune(load_variant(variant, workspace.root), data.name)
     if changes := options.parse_settings(settings, precision):
         base = edit(base, changes, origin="--set").variant
     wanted = parse_features(features, "--features") if features else None
@@ -74,7 +74,7 @@ def train(
         primary=["mr-map", "hd-map"],
         margin=0.5,
         store=store,
-        notes=[note] if note else [],
+        notes=[text for text in (tuned, note) if text],
     )
     runner, where = None, Options(str(store.root), str(workspace.root))
     if plan.todo and not dry_run:

@@ -212,7 +212,7 @@ def make_sweep(
     notes = list(notes)
     space = space_of(base, fixed=fixed)
     if left := [key for key in base.search if key in fixed]:
-        notes.append(f"not varied, because set: {', '.join(left)}")
+        notes.append(f"not varied, because set otherwise: {', '.join(left)}")
     objective = tuple(name for name in card.objective if catalog.metrics[name].facts["task"] in dataset.tasks)
     if missing := [name for name in card.objective if name not in objective]:
         notes.append(f"{', '.join(missing)}: not measured, {dataset.name} has no annotations for it")
