@@ -223,6 +223,8 @@ def test_every_evaluated_epoch_was_looked_at_and_the_choice_is_on_record(unbroke
     marks = pq.read_table(Store(unbroken).folder(score["cell"]) / "queries.parquet").column("checkpoint").to_pylist()
     assert tuple(dict.fromkeys(marks)) == SCORED and len(marks) == 4 * score["queries"]
     assert {f"{rule}/mr-map" for rule in SCORED} <= set(score["summary"])
+    predictions = Store(unbroken).folder(score["cell"]) / "predictions-selected.jsonl.gz"
+    assert predictions.read_bytes()[:2] == b"\x1f\x8b"  # what is called gzip is gzip
 
 
 def test_a_later_scoring_has_what_is_left_and_says_so(workspace, unbroken):

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import os
-import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 from vlbench.data.annotations import json_lines, numbers, open_text, qid_of
 from vlbench.data.types import Floats, Prediction, Query
 from vlbench.errors import DataError
+from vlbench.files import replacing
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,15 +81,8 @@ def write_predictions(path: Path, rows: Iterable[Prediction]) -> None:
     text = "".join(json.dumps(_row(row), ensure_ascii=False) + "\n" for row in rows).encode()
     if path.suffix == ".gz":
         text = gzip.compress(text, mtime=0)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(text)
-        Path(temporary).chmod(0o644)  # mkstemp's private mode is not meant for a result
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    with replacing(path) as temporary:
+        temporary.write_bytes(text)
 
 
 def postprocess(

@@ -188,8 +188,7 @@ def _run_score(cell: Score, folder: Path, store: Store, options: Options) -> tup
             reporting.queries, rows, mode=cell.mode, metrics=tuple(cell.metrics), clip_s=reporting.dataset.clip_s
         )
         for checkpoint in (name for name in CHECKPOINTS if weights.named[name] == epoch):
-            with replacing(folder / f"predictions-{checkpoint}.jsonl.gz") as path:
-                write_predictions(path, rows)
+            write_predictions(folder / f"predictions-{checkpoint}.jsonl.gz", rows)
     by_epoch = {epoch: scored[epoch].values for epoch in weights.epochs}
     tables, chosen = looks.choices(weights, by_epoch, reporting.queries, recipe.selects)
     with replacing(folder / "queries.parquet") as path:
