@@ -40,17 +40,9 @@ def finish_score(store, score) -> None:
     folder = store.prepare(score)
     (folder / "queries.parquet").write_bytes(b"scores" + score.id.encode())
     files = {"queries.parquet": digest_file(folder / "queries.parquet")}
+    entry = {"dataset": "data", "split": "val", "variant": "v", "fit": score.fit, "score": score.id}
+    store.enter_look({**entry, "epochs": [1], "checkpoints": ["selected"]})
     store.finish(score.id, {"cell": score.id, "kind": "score", "fit": score.fit, "files": files}, {"seconds": 1.0})
-    entry = {
-        "score": score.id,
-        "epochs": [1],
-        "checkpoints": ["selected"],
-        "dataset": "data",
-        "split": "val",
-        "variant": "v",
-        "fit": score.fit,
-    }
-    store.enter_look(entry)
 
 
 def plan_of(*pairs, study="s"):

@@ -184,13 +184,12 @@ def import_(store: Store, path: Path, *, plans: bool = True) -> Imported:
                 raise tarfile.ReadError(str(error)) from error
             _check(staging, manifest, path)
             _refuse_conflicts(store, manifest, plans, path)
-            done = Imported()
+            done = Imported(looks=store.merge_ledger(manifest["ledger"]))  # a look is entered before what it saw
             for cell, entry in manifest["cells"].items():
                 _place_cell(store, cell, staging / "cells" / cell, entry["files"], done)
             if plans:
                 for study in manifest["studies"]:
                     _place_study(store, study, staging / "studies" / study, done)
-            done.looks = store.merge_ledger(manifest["ledger"])
     except FileNotFoundError:
         raise StoreError("there is no such archive", where=path) from None
     except (OSError, EOFError, tarfile.TarError) as error:

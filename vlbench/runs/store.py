@@ -233,6 +233,8 @@ class Store:
             yield False
             return
         _held[str(path)] = token
+        for torn in path.parent.glob(".*.part"):  # halves of files that a killed holder has left
+            torn.unlink(missing_ok=True)
         stop = threading.Event()
         beat = threading.Thread(target=_beat, args=(path, token, stop), daemon=True)
         beat.start()

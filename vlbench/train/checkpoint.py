@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -46,7 +46,7 @@ class Progress:
 def save_weights(model: nn.Module, path: Path, metadata: Mapping[str, str]) -> None:
     """Write the weights; equal weights and metadata give equal bytes."""
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    save_file(state, path, metadata=dict(metadata))
+    _save(state, path, metadata)
 
 
 def same_weights(source: Path, target: Path) -> None:
@@ -86,7 +86,7 @@ def save_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimiz
         "seconds": progress.seconds,
         "resumed": progress.resumed,
     }
-    save_file(tensors, path, metadata={"progress": json.dumps(numbers)})
+    _save(tensors, path, {"progress": json.dumps(numbers)})
 
 
 def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> Progress:
@@ -113,3 +113,12 @@ def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimiz
         seconds=numbers["seconds"],
         resumed=numbers["resumed"] + 1,
     )
+
+
+def _save(tensors: Mapping[str, torch.Tensor], path: Path, metadata: Mapping[str, str]) -> None:
+    """Raises StoreError where the file cannot be written."""
+    try:
+        save_file(dict(tensors), path, metadata=dict(metadata))
+    except SafetensorError as error:
+        hint = "free some space (vlbench runs prune --weights) and run the same command again"
+        raise StoreError(f"the weights cannot be written: {error}", where=path.parent, hint=hint) from error
