@@ -8,12 +8,12 @@ from typing import Any
 
 import click
 
-KINDS = ("variants", "ablations", "components", "losses", "encoders", "datasets", "metrics", "executors")
+KINDS = ("variants", "ablations", "components", "losses", "encoders", "datasets", "metrics", "corruptions", "executors")
 
 
 @click.command(
     "list",
-    short_help="List variants, components, losses, encoders, datasets and metrics.",
+    short_help="List variants, components, losses, encoders, datasets, metrics and corruptions.",
     epilog="""\b
 Examples:
   vlbench list
@@ -23,7 +23,9 @@ Examples:
 )
 @click.argument("kinds", nargs=-1, metavar="[KIND]...")
 def list_(kinds: tuple[str, ...]) -> None:
-    """List what can be named: variants, ablations, components, losses, encoders, datasets, metrics, executors."""
+    """List what can be named: variants, ablations, components, losses, encoders, datasets, metrics, corruptions and
+    executors.
+    """
     from vlbench.errors import CardError, suggestion
     from vlbench.workspace import find
 
@@ -73,7 +75,27 @@ def _rows(kind: str, workspace: Any) -> list[tuple[str, str]]:
         return [*declared, *((entry.name, entry.summary) for entry in catalog.datasets.entries())]
     if kind == "metrics":
         return [(entry.name, str(entry.facts["title"])) for entry in catalog.metrics.entries()]
+    if kind == "corruptions":
+        return _corruptions()
     return [(entry.name, entry.summary) for entry in catalog.executors.entries()]
+
+
+def _corruptions() -> list[tuple[str, str]]:
+    """Every family with the amounts of its levels, and the digest of the table that they are from."""
+    from vlbench import catalog
+    from vlbench.corrupt.severities import Severities
+
+    table = Severities.read()
+
+    def told(name: str, parameter: str) -> str:
+        amounts = " ".join("all" if amount == float("inf") else f"{amount:g}" for amount in table.row(name))
+        return f"{parameter}: {amounts}" if len(table.levels(name)) > 1 else "level 5 alone"
+
+    rows = [
+        (entry.name, f"{entry.summary}; {told(entry.name, str(entry.facts['parameter']))}")
+        for entry in catalog.corruptions.entries()
+    ]
+    return [*rows, ("", f"levels 1 to 5 from severities version {table.version}, sha256 {table.digest[:12]}")]
 
 
 def _variant_line(variant: Any) -> str:

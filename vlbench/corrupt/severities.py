@@ -62,7 +62,7 @@ class Severities:
 
     def levels(self, family: str) -> tuple[int, ...]:
         """The levels above 0 that a family has."""
-        return LEVELS[-len(self._row(family)) :]
+        return LEVELS[-len(self.row(family)) :]
 
     def amount(self, family: str, level: int) -> float:
         """How strong a level is. Raises CardError for an unknown family or a level that it does not have."""
@@ -70,7 +70,7 @@ class Severities:
         if level not in levels:
             listed = f"{levels[0]} to {levels[-1]}" if len(levels) > 1 else f"{levels[0]} alone"
             raise CardError(f"{family} has no level {level}", hint=f"levels: 0 (clean) and {listed}")
-        return self._row(family)[levels.index(level)]
+        return self.row(family)[levels.index(level)]
 
     def with_rows(self, rows: Mapping[str, tuple[float, ...]]) -> Severities:
         """The same with other amounts for some families, as the next version."""
@@ -84,7 +84,8 @@ class Severities:
         rows = "".join(f"{family} = [{', '.join(map(repr, row))}]\n" for family, row in self.amounts.items())
         write_text(path, f"version = {self.version}\n\n[levels]\n{rows}")
 
-    def _row(self, family: str) -> tuple[float, ...]:
+    def row(self, family: str) -> tuple[float, ...]:
+        """The amounts of its levels. Raises CardError for an unknown family, or one that came without any."""
         entry = catalog.corruptions[family]
         row = self.amounts.get(family) or tuple(map(float, entry.facts.get("levels") or ()))
         if not row:
