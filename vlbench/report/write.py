@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 from urllib.parse import quote
@@ -17,6 +17,7 @@ from vlbench.files import replacing
 from vlbench.report import bibliography, figures, formats, latex, sweep
 from vlbench.report.checkpoints import protocols
 from vlbench.report.compare import Comparison, compare
+from vlbench.report.entries import keep, kept, stamp
 from vlbench.report.explorer import explore
 from vlbench.report.frame import Frame, read
 from vlbench.report.page import Entry, Report, entry_of, index_page, study_page
@@ -55,15 +56,19 @@ def write(
     format: Format = "all",
     index: bool = True,
     spread: latex.Spread = "sd",
+    comparison: Comparison | None = None,
 ) -> list[Path]:
     """The report of one study under ``out/<study>/``.
 
     Args: format: one of the formats, or "all" with figures. index: link to the index page, which
-        ``write_index`` writes. spread: what LaTeX tables print after ±.
+        ``write_index`` writes. spread: what LaTeX tables print after ±. comparison: of the same study where it was made
+        already, so that it is not judged twice.
     Returns: the files, in the order written; ``manifest.json`` is the last.
     Raises: PlanError for holes (see ``frame.read``) or an unknown format, StoreError where files cannot be written.
     """
-    return _write(store, compare(read(store, study, allow_missing=allow_missing)), out, format, index, spread)
+    if comparison is None:
+        comparison = compare(read(store, study, allow_missing=allow_missing))
+    return _write(store, comparison, out, format, index, spread)
 
 
 def write_all(
@@ -112,32 +117,44 @@ def write_index(store: Store, out: Path, *, allow_missing: bool = False, known: 
     known: studies that were judged already, so that they are not judged again.
     """
     by_name = {outcome.study: outcome for outcome in known}
-    entries = []
-    for study in store.studies("ablation"):
-        outcome = by_name.get(study)
-        if outcome is None:
-            try:
-                found = compare(read(store, study, allow_missing=allow_missing))
-                outcome = Outcome(study, comparison=found)
-            except VlbenchError as problem:
-                outcome = Outcome(study, problem=problem)
-        entries.append(_entry(store, outcome, out))
+    entries = [
+        _entry(store, by_name[study], out) if study in by_name else _judged(store, study, out, allow_missing)
+        for study in store.studies("ablation")
+    ]
     entries += sweep.entries(store, out)
     path = out / "index.html"
     _save(path, index_page(entries).encode())
     return path
 
 
+def _judged(store: Store, study: str, out: Path, allow_missing: bool) -> Entry:
+    """A study's line, read and compared only if nothing was kept of what it is now."""
+    stamped = stamp(store, study, allow_missing=allow_missing)
+    known = kept(store, study, stamped)
+    if known is not None:
+        return replace(known, href=_link(study, out))
+    try:
+        found = compare(read(store, study, allow_missing=allow_missing))
+    except VlbenchError as problem:
+        return _entry(store, Outcome(study, problem=problem), out)
+    entry = _entry(store, Outcome(study, comparison=found), out)
+    keep(store, study, stamped, entry)
+    return entry
+
+
 def _entry(store: Store, outcome: Outcome, out: Path) -> Entry:
-    page = f"{quote(outcome.study)}/index.html"
-    written = (out / outcome.study / "index.html").exists()
     if outcome.comparison is not None:
-        return entry_of(outcome.comparison, page if written else "")
+        return entry_of(outcome.comparison, _link(outcome.study, out))
     try:
         question = str(store.load_plan(outcome.study).get("question", ""))
     except VlbenchError:
         question = ""
     return Entry(study=outcome.study, question=question, problem=str(outcome.problem))
+
+
+def _link(study: str, out: Path) -> str:
+    """From the index to a study's page, where there is one."""
+    return f"{quote(study)}/index.html" if (out / study / "index.html").exists() else ""
 
 
 def _write(
