@@ -118,7 +118,19 @@ def ablate(
 
     workspace = find()
     store = Store(workspace.store)
-    asked = Asked(components, design, variant, dataset, features, settings, precision, margin, tuning, budget)
+    asked = Asked(
+        components,
+        design,
+        variant,
+        dataset,
+        features,
+        settings,
+        precision,
+        margin,
+        tuning=tuning,
+        budget=budget,
+        allow_unequal_budget=allow_unequal_budget,
+    )
     choices = Choices.of(asked, workspace)
     run = How(**how)
     if choices.tuning == "equal-budget":
@@ -165,6 +177,7 @@ class Asked:
     margin: float | None
     tuning: str | None = None
     budget: str | None = None
+    allow_unequal_budget: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,6 +259,7 @@ class Choices:
             equivalence_margin=asked.margin,
             tuning=asked.tuning,
             sweep=asked.budget,
+            allow_unequal_budget=asked.allow_unequal_budget or None,
         )
 
     def plan(self, seeds: int, looks: tuple[int, ...], store: Store) -> Plan:
@@ -362,7 +376,7 @@ def _answer(plan: Plan, store: Store, failures: list[str], how: How) -> tuple[in
     from vlbench.report.formats import as_json as result_json
     from vlbench.report.frame import read
     from vlbench.report.tables import terminal
-    from vlbench.report.write import write, write_index
+    from vlbench.report.write import Outcome, write, write_index
 
     allow_missing = how.allow_missing or how.collect
     for failure in failures:
@@ -379,8 +393,8 @@ def _answer(plan: Plan, store: Store, failures: list[str], how: How) -> tuple[in
         _print_json(result_json(comparison))
     else:
         Console(highlight=False, width=None if sys.stdout.isatty() else PIPE_WIDTH).print(terminal(comparison))
-    paths = write(store, plan.study, how.out, allow_missing=allow_missing)
-    write_index(store, how.out, allow_missing=True)
+    paths = write(store, plan.study, how.out, comparison=comparison)
+    write_index(store, how.out, allow_missing=True, known=[Outcome(plan.study, tuple(paths), comparison)])
     page = next(path for path in paths if path.suffix == ".html")
     click.echo(f"report: {page}", err=how.as_json)
     return (1 if failures else 0), comparison.decided
