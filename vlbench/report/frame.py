@@ -523,8 +523,11 @@ class Scores:
     path: Path
 
     @classmethod
-    def read(cls, store: Store, score: str) -> Scores:
-        """The table of a finished score cell. Raises: StoreError if the file is not what its record says."""
+    def read(cls, store: Store, score: str, checkpoints: Sequence[str] = CHECKPOINTS) -> Scores:
+        """The table of a finished score cell, which holds these checkpoints at least.
+
+        Raises: StoreError if the file is not what its record says.
+        """
         import pyarrow as pa
         import pyarrow.parquet as pq
 
@@ -540,9 +543,9 @@ class Scores:
             videos = held["source_video"].to_pylist()
         except (OSError, KeyError, pa.ArrowException) as error:
             raise StoreError(f"the scores cannot be read: {error}", where=path) from error
-        held_rules = [rule for rule in SCORED if rule in CHECKPOINTS or rule in set(marks.tolist())]
+        held_rules = [rule for rule in SCORED if rule in checkpoints or rule in set(marks.tolist())]
         rows = {checkpoint: np.flatnonzero(marks == checkpoint) for checkpoint in held_rules}
-        first = [str(qid) for qid in qids[rows[CHECKPOINTS[0]]]]
+        first = [str(qid) for qid in qids[rows[checkpoints[0]]]]
         if len(set(first)) != len(first) or not first:
             raise DataError("the scores hold no queries, or one of them twice", where=path)
         numbers: dict[str, Floats] = {
@@ -558,7 +561,7 @@ class Scores:
             order = [position[qid] for qid in first]
             values[checkpoint] = {name: column[order] for name, column in numbers.items()}
         # a query without a known source video is a cluster of its own; its label cannot be a video's name
-        sources = [str(videos[row]) if videos[row] else f"query {qids[row]}" for row in rows[CHECKPOINTS[0]]]
+        sources = [str(videos[row]) if videos[row] else f"query {qids[row]}" for row in rows[checkpoints[0]]]
         return cls(tuple(first), tuple(sources), values, path)
 
     def like(self, queries: tuple[str, ...], label: str) -> Scores:

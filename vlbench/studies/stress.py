@@ -45,12 +45,15 @@ PACKS_PER_SLOT = 2  # more would build the model more often, fewer would leave w
 
 @dataclass(frozen=True, slots=True)
 class Stressor:
-    """One family, on all encoders or on one alone, at levels above 0. role: family, anchor or extra."""
+    """One family, on all encoders or on one alone, at levels above 0. role: family, anchor or extra. skips: the arms
+    that it cannot reach.
+    """
 
     family: str
     encoder: str | None
     levels: tuple[int, ...]
     role: str
+    skips: tuple[str, ...] = ()
 
     @property
     def key(self) -> str:
@@ -67,9 +70,11 @@ class Stressor:
         """Whether it spoils training, so that it needs fits of its own."""
         return self.on in TRAINING
 
-    def of(self, variant: Variant) -> bool:
-        """Whether the variant has the encoder."""
-        return self.encoder is None or self.encoder in (*variant.features.video, *variant.features.text)
+    def reaches(self, arm: Arm) -> bool:
+        """Whether the arm has what is spoiled."""
+        features = arm.variant.features
+        has = self.encoder is None or self.encoder in (*features.video, *features.text)
+        return has and arm.name not in self.skips
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,12 +189,19 @@ def parse_levels(text: str) -> tuple[int, ...]:
 
 
 def choose(
-    asked: Sequence[str], levels: Sequence[int], arms: Sequence[Arm], dataset: Dataset, severities: Severities
+    asked: Sequence[str],
+    levels: Sequence[int],
+    arms: Sequence[Arm],
+    dataset: Dataset,
+    severities: Severities,
+    *,
+    skip: bool = False,
 ) -> tuple[tuple[Stressor, ...], tuple[str, ...]]:
     """The stressors for these arms, and notes on what is left out.
 
     asked: names of families, ``FAMILY:ENCODER`` for one encoder alone, or "all"; empty: all of the battery. The
-    anchors are always there, at level 5 at least, unless only training is spoiled.
+    anchors are always there, at level 5 at least, unless only training is spoiled. skip: leave arms out that a named
+    family cannot reach, with a note that says why, as long as it reaches one.
     Raises: CardError for an unknown family, an encoder that a variant does not have, a hook that is not reached, or
         labels that the dataset does not have.
     """
@@ -197,13 +209,13 @@ def choose(
     found: dict[str, Stressor] = {}
     notes: list[str] = []
 
-    def add(family: str, encoder: str | None, role: str, wanted: Sequence[int]) -> None:
+    def add(family: str, encoder: str | None, role: str, wanted: Sequence[int], skips: tuple[str, ...] = ()) -> None:
         known = severities.levels(family)
         kept = tuple(level for level in wanted if level in known)
         if not kept:
             listed = ", ".join(map(str, known))
             raise CardError(f"{family} has none of the levels asked for", where="--levels", hint=f"levels: {listed}")
-        one = Stressor(family, encoder, kept, role)
+        one = Stressor(family, encoder, kept, role, skips)
         before = found.get(one.key)
         if before is None or len(before.levels) < len(kept):
             found[one.key] = one
@@ -228,16 +240,23 @@ def choose(
         facts = catalog.corruptions[family].facts
         if colon and not facts.get("by_encoder"):
             raise CardError(f"{family} cannot be narrowed to one encoder (got {encoder})", where="--family")
+        skips: dict[str, CardError] = {}
         for arm in arms:
-            check(family, encoder or None, arm.variant, tasks)
-        add(family, encoder or None, _role(family), levels)
+            try:
+                check(family, encoder or None, arm.variant, tasks)
+            except CardError as problem:
+                skips[arm.name] = problem
+        if skips and (not skip or len(skips) == len(arms)):
+            raise next(iter(skips.values()))
+        notes += [f"{name} left out: {problem.what}" for name, problem in skips.items()]
+        add(family, encoder or None, _role(family), levels, tuple(skips))
         if family == "modality_drop" and not colon:
             _add_encoders(add, arms, levels)
         if family == "head_noise":
             for anchor in HEAD_ANCHORS:
                 need = catalog.corruptions[anchor].facts.get("needs")
                 if need is None or need in tasks:
-                    add(anchor, None, "anchor", [CERTAIN])
+                    add(anchor, None, "anchor", [CERTAIN], tuple(skips))
     if any(not one.trains for one in found.values()):
         for family in (WRONG, BLANK):
             add(family, None, "anchor", [CERTAIN])
@@ -307,7 +326,7 @@ def make_stress(
     edited: dict[tuple[str, str, int], str] = {}
     trained: list[Arm] = []
     for arm in arms:
-        for one in (one for one in stressors if one.trains):
+        for one in (one for one in stressors if one.trains and one.reaches(arm)):
             for level in one.levels:
                 changes: dict[str, Scalar] = {"train.corruption": one.family, "train.corruption_level": level}
                 spoiled = edit(arm.variant, changes, name=f"{arm.name}, {one.key} level {level}", origin="--family")
@@ -333,7 +352,7 @@ def make_stress(
     for arm in arms:
         for seed in plan.seeds:
             clean = planned[arm.name, seed]
-            for one in (one for one in stressors if one.of(arm.variant)):
+            for one in (one for one in stressors if one.reaches(arm)):
                 for level in one.levels:
                     if one.trains:
                         other = planned[edited[arm.name, one.key, level], seed]
