@@ -426,8 +426,8 @@ def _cells(root: Path) -> Iterator[Finding]:
         f"{counted(number, 'cell')} in {'' if whole else 'more than '}{_gb(size)}{f': {said}' if said else ''}",
     )
     if left := by_status.get(Status.INTERRUPTED):
-        what = f"{counted(len(left), 'cell')} left behind by a process that is gone: {_named(left)}"
-        yield Finding("cells", "note", what, "the command that began them goes on from their checkpoints")
+        what = f"{counted(len(left), 'cell')} not finished and held by nobody, as pruned trials are: {_named(left)}"
+        yield Finding("cells", "note", what, "the command that began them goes on from their checkpoints, if it has to")
     if failed := by_status.get(Status.FAILED):
         causes = Counter(str((cells.failure(cell) or {}).get("cause", "unknown cause")) for cell in failed)
         cause, times = causes.most_common(1)[0]
@@ -644,7 +644,7 @@ def _database(area: str, uri: str, table: str, absent: str) -> tuple[str, str]:
         if not path.exists():
             return f"{shown}, {absent}", ""
         try:
-            return f"{shown}, {counted(_rows(uri, table), table[:-1], table)}", ""
+            return f"{shown}, {counted(_rows(uri, table), 'study' if table == 'studies' else table[:-1])}", ""
         except OSError as error:
             return shown, f"{shown} cannot be read: {error}"
     if uri.startswith(("http://", "https://")):

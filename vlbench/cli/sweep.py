@@ -326,7 +326,7 @@ def _watch(news: Iterable[News], one: Sweep, workers: int) -> None:
                     for t in reversed(item.asked)
                     if t.cell is not None and t.fit is not None
                 }
-                board = Board(list(reversed(jobs.values())), one.objective, workers=workers)
+                board = Board(list(reversed(jobs.values())), one.objective, workers=workers, scored=False)
                 shown = faces.enter_context(face(board))
                 for failed in (t for t in item.asked if t.cell is None):
                     click.echo(f"  trial {failed.number}  failed: {failed.cause}", err=True)

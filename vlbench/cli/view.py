@@ -148,7 +148,8 @@ class Board:
     """Which cells run, how far they are, how fast, and how long the rest will take.
 
     past: seconds of an epoch by group, for groups of which nothing has been measured yet. Epochs of this study count
-    more, because they ran on this machine, as crowded as it is now.
+    more, because they ran on this machine, as crowded as it is now. scored: whether cells do something after their last
+    epoch, which is measured too.
     """
 
     def __init__(
@@ -158,10 +159,12 @@ class Board:
         *,
         workers: int | None = None,
         past: Mapping[str, float] | None = None,
+        scored: bool = True,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.jobs = {job.key: job for job in jobs}
         self.primary, self.workers, self.past, self.clock = tuple(primary), workers, dict(past or {}), clock
+        self.scored = scored
         self.running: dict[str, _Run] = {}
         self.finished: set[str] = set()
         self.failed: set[str] = set()
@@ -200,7 +203,7 @@ class Board:
             self.failed.add(key)
         elif kind == "pruned":
             self.pruned.add(key)
-        elif run is not None and run.epoch + 1 >= run.epochs:
+        elif self.scored and run is not None and run.epoch + 1 >= run.epochs:
             self._after.append(self.clock() - run.heard)
         return run
 

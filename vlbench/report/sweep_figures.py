@@ -393,9 +393,10 @@ def contour(sweep: Sweep) -> Plot | None:
     draw = partial(_contour, sweep=sweep, across=across, up=up, points=points)
     caption = (
         f"{_objective(sweep)} on the tuning split over the two parameters of highest importance. Dark circles: high "
-        "values; diamond: the best. Shades join single runs by straight lines: between trials they are a guess. The "
-        "other parameters vary too."
+        "values; diamond: the best. The other parameters vary too."
     )
+    if len(points) >= SHADED:
+        caption += " Shades join single runs by straight lines: between trials they are a guess."
     rows = [
         {
             "trial": trial.number,
