@@ -6,12 +6,14 @@ import numpy as np
 import pytest
 
 from tests.unit.report_store import build_store, make_scores
+from vlbench.errors import PlanError
 from vlbench.report.compare import compare
 from vlbench.report.formats import as_json, to_csv, to_latex, to_markdown
 from vlbench.report.frame import read
 from vlbench.report.methods import cautions, methods
 from vlbench.report.page import Report, study_page
 from vlbench.report.tables import effects_table, means_table
+from vlbench.report.write import write
 from vlbench.stats import factorial
 from vlbench.stats.correct import holm
 from vlbench.stats.design import contrast, difference
@@ -186,3 +188,60 @@ def test_a_margin_chosen_after_results_is_said(tmp_path):
     store = build_store(tmp_path, scores, margin=2.0)
     store.note_look("ablate-fra", 4, 0.5)
     assert "margin was changed from 0.5 to 2 points" in read(store, "ablate-fra").unplanned
+
+
+def test_looks_declared_after_results_are_said(tmp_path):
+    scores = make_scores({"baseline": 0.1, "without FRA": 0.0}, seeds=4)
+    late = build_store(tmp_path / "late", scores, extra={"looks": [4, 8]})
+    late.note_look("ablate-fra", 4, 0.5, [], ["mr-map", "hd-map"])  # shown as a study of four seeds
+    assert "plan was changed from one look to looks at 4 and 8 seeds" in read(late, "ablate-fra").unplanned
+    back = build_store(tmp_path / "back", scores)
+    back.note_look("ablate-fra", 4, 0.5, [4, 8], ["mr-map", "hd-map"])  # the stricter level of a first look
+    assert "from looks at 4 and 8 seeds to one look after results with 4 seeds" in read(back, "ablate-fra").unplanned
+    same = build_store(tmp_path / "same", scores, extra={"looks": [4, 8]})
+    same.note_look("ablate-fra", 4, 0.5, [4, 8], ["mr-map", "hd-map"])
+    assert read(same, "ablate-fra").unplanned is None
+
+
+def test_primary_metrics_chosen_after_results_are_said(tmp_path):
+    scores = make_scores({"baseline": 0.1, "without FRA": 0.0}, seeds=4)
+    store = build_store(tmp_path, scores, primary=["mr-r1@0.5"])
+    store.note_look("ablate-fra", 4, 0.5, [], ["mr-map", "hd-map"])
+    assert "primary metrics were changed from MR-mAP and HD-mAP to" in read(store, "ablate-fra").unplanned
+
+
+def test_a_report_notes_what_was_declared_when_it_was_shown(tmp_path):
+    scores = make_scores({"baseline": 0.1, "without FRA": 0.0}, seeds=4)
+    store = build_store(tmp_path / "store", scores, extra={"looks": [4, 8]})
+    write(store, "ablate-fra", tmp_path / "out", format="json")
+    assert store.looks("ablate-fra") == [
+        {"seeds": 4, "margin": 0.5, "schedule": [4, 8], "primary": ["mr-map", "hd-map"]}
+    ]
+
+
+def test_seeds_with_a_hole_are_not_an_earlier_look(tmp_path):
+    scores = make_scores({"baseline": 0.1, "without FRA": 0.0}, seeds=4)
+    store = build_store(tmp_path, scores, extra={"looks": [3, 4]}, skip=[("without FRA", 1)])
+    found = compare(read(store, "ablate-fra", allow_missing=True))
+    assert found.frame.seeds == (0, 2, 3) and "3 of 4 seeds" in found.frame.unplanned
+
+
+def test_a_lattice_with_a_hole_says_what_it_cannot_say(tmp_path):
+    """Main effects need every cell: what is left of the plan is not what it was planned to judge."""
+    scores = make_scores(dict.fromkeys(NAMES.values(), 0.0))
+    failed = {("without C", seed): "out of memory" for seed in range(3)}
+    store = build_store(tmp_path, scores, extra=lattice_plan(), failed=failed)
+    found = compare(read(store, "ablate-fra", allow_missing=True))
+    assert "A" in found.frame.unsaid and "c, last" in found.frame.unsaid
+    assert {row.claim.kind for row in found.rows} == {"one-out"} and not any(row.planned for row in found.rows)
+    assert "needs arms without any result (without C)" in found.frame.unplanned
+    assert any("not said for want of them: A, B, C" in caution for caution in cautions(found))
+
+
+def test_without_any_claim_left_there_is_nothing_to_compare(tmp_path):
+    plan = lattice_plan()
+    plan["claims"] = [claim for claim in plan["claims"] if claim["kind"] == "main"]
+    scores = make_scores(dict.fromkeys(NAMES.values(), 0.0))
+    store = build_store(tmp_path, scores, extra=plan, skip=[("without C", seed) for seed in range(3)])
+    with pytest.raises(PlanError, match="no claim of the plan has results for all of its arms"):
+        read(store, "ablate-fra", allow_missing=True)

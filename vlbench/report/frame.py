@@ -54,10 +54,16 @@ class Hole:
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """A complete comparison that was shown: how many seeds it had, and its margin in points."""
+    """A complete comparison that was shown: how many seeds it had, and its margin in points.
+
+    schedule: the looks that were declared then, empty for a fixed number of seeds. primary: the primary metrics then.
+    None: shown by a version that did not keep them.
+    """
 
     seeds: int
     margin: float
+    schedule: tuple[int, ...] | None = None
+    primary: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,10 +133,10 @@ class Frame:
 
     seeds: those that every arm has, in the order of the plan. planned: those that the plan asked for. clusters: one
     label per query where some queries share a source video, else None. metrics: in the order of the catalogue. claims:
-    those whose arms are all here. design: of a study that crosses several components. looks: the numbers of seeds at
-    which a sequential study may stop, declared before the first. looked: what was shown of this study
-    before. title: of the component, where its card says. ledger:
-    how often the store's studies looked at the reporting split.
+    those whose arms are all here. unsaid: the names of the planned claims whose arms are not. judged_kind: of the
+    plan's first claim. design: of a study that crosses several components. looks: the numbers of seeds at which a
+    sequential study may stop, declared before the first. looked: what was shown of this study before. title: of the
+    component, where its card says. ledger: how often the store's studies looked at the reporting split.
     """
 
     study: str
@@ -153,6 +159,8 @@ class Frame:
     left_out: tuple[str, ...]
     command: str
     claims: tuple[Claim, ...]
+    unsaid: tuple[str, ...] = ()
+    judged_kind: str = "arm"
     design: Design | None = None
     looks: tuple[int, ...] = ()
     looked: tuple[Look, ...] = ()
@@ -181,11 +189,30 @@ class Frame:
         """Why the verdicts are exploratory: a choice that was made after results had been seen. None if none was."""
         now = len(self.seeds)
         planned = self.looks or (now,)
+        if self.unsaid and self.judged_kind != self.claims[0].kind:
+            return (
+                f"what the study was planned to judge needs arms without any result ({listed(list(self.left_out))}), "
+                "so other claims of the plan stand in its place"
+            )
         if now not in planned:
             return f"{counted(now, 'seed')}, but the declared looks are at {listed([str(n) for n in self.looks])}"
+        if self.looks and now != len(self.planned):
+            return (
+                f"{now} of {counted(len(self.planned), 'seed')}, which are not the seeds of the look at {now} as it "
+                "was declared"
+            )
         if odd := sorted({look.seeds for look in self.looked} - set(planned)):
             before = f"{listed([str(number) for number in odd])} seed{'s' if odd != [1] else ''}"
             return f"the number of seeds was changed to {now} after results with {before} were seen"
+        for look in self.looked:
+            seen = f"after results with {counted(look.seeds, 'seed')} were seen"
+            if look.schedule is not None and look.schedule != self.looks:
+                before = f"looks at {listed([str(n) for n in look.schedule])} seeds" if look.schedule else "one look"
+                after = f"looks at {listed([str(n) for n in self.looks])} seeds" if self.looks else "one look"
+                return f"the plan was changed from {before} to {after} {seen}"
+            if look.primary is not None and look.primary != self.primary:
+                before, after = (listed([title_of(name) for name in names]) for names in (look.primary, self.primary))
+                return f"the primary metrics were changed from {before} to {after} {seen}"
         if margins := sorted({look.margin for look in self.looked} - {self.margin}):
             return f"the margin was changed from {margins[0]:g} to {self.margin:g} points after results were seen"
         return None
@@ -307,6 +334,11 @@ def read(store: Store, study: str, *, allow_missing: bool = False) -> Frame:
     if str(plan["arms"][0]["name"]) in left_out or len(entries) < 2 or not seeds:
         raise _incomplete(study, holes, planned, plan, command, "no seed is complete in the baseline and another arm")
     arms, queries, sources = _arms(store, entries, seeds)
+    claims = _claims(plan)
+    here = {arm.name for arm in arms}
+    kept = tuple(claim for claim in claims if claim.weights.keys() <= here)
+    if not kept:
+        raise _incomplete(study, holes, planned, plan, command, "no claim of the plan has results for all of its arms")
     shared = len(set(sources)) < len(sources)
     return Frame(
         study=study,
@@ -328,12 +360,14 @@ def read(store: Store, study: str, *, allow_missing: bool = False) -> Frame:
         holes=holes,
         left_out=left_out,
         command=command,
-        claims=_claims(plan, {arm.name for arm in arms}),
+        claims=kept,
+        unsaid=tuple(claim.name for claim in claims if claim not in kept),
+        judged_kind=claims[0].kind,
         design=_design(plan),
         looks=tuple(int(look) for look in plan.get("looks", ())),
         ledger=_ledger(store, plan),
         title=str(plan.get("title", "")),
-        looked=tuple(Look(int(look["seeds"]), float(look["margin"])) for look in store.looks(study)),
+        looked=tuple(_look(look) for look in store.looks(study)),
     )
 
 
@@ -342,26 +376,34 @@ def _ledger(store: Store, plan: Mapping[str, Any]) -> Tally | None:
     return next((found for found in tally(store.ledger()) if (found.dataset, found.split) == where), None)
 
 
-def _claims(plan: Mapping[str, Any], arms: set[str]) -> tuple[Claim, ...]:
-    """The plan's claims about arms that are here; a plan without any compares every arm with the baseline."""
+def _look(entry: Mapping[str, Any]) -> Look:
+    schedule, primary = entry.get("schedule"), entry.get("primary")
+    return Look(
+        int(entry["seeds"]),
+        float(entry["margin"]),
+        None if schedule is None else tuple(int(number) for number in schedule),
+        None if primary is None else tuple(str(name) for name in primary),
+    )
+
+
+def _claims(plan: Mapping[str, Any]) -> tuple[Claim, ...]:
+    """The plan's claims; a plan without any compares every arm with the baseline."""
     entries = plan.get("claims")
     if entries is None:
         base, *others = (str(arm["name"]) for arm in plan["arms"])
         component, adds = str(plan["component"]), bool(plan["adds"])
-        found = [against_baseline(arm, base, component, adds=adds) for arm in others]
-    else:
-        found = [
-            Claim(
-                name=str(entry["name"]),
-                kind=entry["kind"],
-                components=tuple(entry["components"]),
-                plus=str(entry["plus"]),
-                minus=str(entry["minus"]),
-                weights={str(arm): float(weight) for arm, weight in entry["weights"].items()},
-            )
-            for entry in entries
-        ]
-    return tuple(claim for claim in found if claim.weights.keys() <= arms)
+        return tuple(against_baseline(arm, base, component, adds=adds) for arm in others)
+    return tuple(
+        Claim(
+            name=str(entry["name"]),
+            kind=entry["kind"],
+            components=tuple(entry["components"]),
+            plus=str(entry["plus"]),
+            minus=str(entry["minus"]),
+            weights={str(arm): float(weight) for arm, weight in entry["weights"].items()},
+        )
+        for entry in entries
+    )
 
 
 def _design(plan: Mapping[str, Any]) -> Design | None:

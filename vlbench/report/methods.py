@@ -51,6 +51,8 @@ def cautions(comparison: Comparison) -> list[str]:
         text += f". The numbers use {words.counted(len(frame.seeds), 'seed')} that every arm shown has"
         if frame.left_out:
             text += f"; left out without any result: {words.listed(frame.left_out)}"
+        if frame.unsaid:
+            text += f"; not said for want of them: {words.listed(frame.unsaid)}"
         found.append(f"{text}. To complete it: {frame.command}")
     if frame.unplanned is not None:
         found.append(

@@ -164,7 +164,7 @@ def _write(
         raise PlanError(f'"{format}" is not a format', hint=suggestion(format, get_args(Format)))
     frame = comparison.frame
     if not frame.holes:
-        store.note_look(frame.study, len(frame.seeds), frame.margin)
+        store.note_look(frame.study, len(frame.seeds), frame.margin, frame.looks, frame.primary)
     folder = out / frame.study
     texts = [(name, make) for kind, name, make in _TEXTS if format in ("all", kind)]
     plots = tuple(figures.plots(comparison)) if format in ("all", "html") else ()

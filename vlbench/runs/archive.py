@@ -388,4 +388,4 @@ def _place_study(store: Store, study: str, staged: Path, done: Imported) -> None
                 source.replace(target / source.name)
         done.studies.append(study)
     for look in looks["looks"] if looks else ():
-        store.note_look(study, look["seeds"], look["margin"])
+        store.note_look(study, look["seeds"], look["margin"], look.get("schedule"), look.get("primary"))

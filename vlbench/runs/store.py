@@ -32,7 +32,7 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -287,19 +287,34 @@ class Store:
             folder.mkdir(parents=True, exist_ok=True)
             write_text(folder / "plan.json", text)
 
-    def note_look(self, study: str, seeds: int, margin: float) -> None:
-        """Remember that a complete comparison was shown, so that a later choice of seeds or margin can be told apart
-        from one that was made beforehand. A look is noted once.
+    def note_look(
+        self,
+        study: str,
+        seeds: int,
+        margin: float,
+        schedule: Sequence[int] | None = None,
+        primary: Sequence[str] | None = None,
+    ) -> None:
+        """Remember that a complete comparison was shown, so that a later choice of seeds, margin, looks or primary
+        metrics can be told apart from one that was made beforehand. A look is noted once.
+
+        schedule: the looks that were declared then, empty for a fixed number of seeds. primary: the metrics then.
         """
         looks = self.looks(study)
-        look = {"seeds": seeds, "margin": margin}
+        look: dict[str, Any] = {"seeds": seeds, "margin": margin}
+        if schedule is not None:
+            look["schedule"] = list(schedule)
+        if primary is not None:
+            look["primary"] = list(primary)
         if look in looks:
             return
         with contextlib.suppress(OSError):  # a store that can only be read can still be reported
             write_text(self.study_folder(study) / "looks.json", json.dumps({"looks": [*looks, look]}, indent=1))
 
     def looks(self, study: str) -> list[dict[str, Any]]:
-        """What was shown of a study so far: ``seeds`` and ``margin`` of every complete comparison, oldest first."""
+        """What was shown of a study so far, every complete comparison, oldest first: ``seeds``, ``margin``, and where
+        they were noted ``schedule`` and ``primary``.
+        """
         found = read_json(self.study_folder(study) / "looks.json")
         return list(found["looks"]) if found else []
 
