@@ -98,6 +98,15 @@ def test_what_is_odd_is_said_with_its_first_examples(rows, says, mode):
     assert any(says in warning for warning in warnings), warnings
 
 
+def test_scores_for_clips_of_another_length_are_suspected():
+    queries = [joint(i) for i in range(20)]
+    halves = [row(i, saliency=[1.0, 0.5, 0.2, 0.1, 0.0]) for i in range(20)]
+    (short,) = [text for text in score(queries, halves, clip_s=2.0).warnings if "fewer saliency scores" in text]
+    assert short.endswith("because clips are perhaps not 2 s long (--clip)")
+    (some,) = score(queries, [*halves[:9], *(row(i) for i in range(9, 20))]).warnings
+    assert "9 of 20 queries have fewer saliency scores" in some and "--clip" not in some
+
+
 def test_odd_annotations_are_said():
     flat = Query(1, "", "v", 20.0, windows_se=np.array([[3.0, 3.0], [0.0, 10.0]]))
     outside = Query(2, "", "v", 20.0, relevant_clips=(10,), saliency=np.full((1, 3), 4.0))

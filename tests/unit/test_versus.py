@@ -224,6 +224,8 @@ def test_one_run_beside_several_says_what_is_about_which(files, capsys):
     assert "these checkpoints only" not in found["answers"]["other"]
     alone = result(capsys, *several, "--annotations", "gold.jsonl", "--baseline", "single")
     assert "One run of single, the baseline" in alone["cautions"][0]
+    two = result(capsys, "other=good.jsonl,good2.jsonl", "single=bad.jsonl", "--annotations", "gold.jsonl")
+    assert two["cautions"][0].endswith("differences that involve it are about its checkpoint, not about the method.")
     assert {row["estimand"] for row in alone["differences"]} == {"checkpoint"}
 
 
@@ -509,6 +511,12 @@ def test_other_annotations(files, capsys):
     some = [row | {"qid": row["qid"] + 20} for row in predicted(GOLD, 1)]
     save(files / "some.jsonl", some)
     assert "answers 4 of the 24 queries of gold.jsonl, and 20 others" in wrong(capsys, "some.jsonl", "bad.jsonl")
+    save(files / "few.jsonl", predicted(GOLD, 1)[:4])
+    assert "few.jsonl: answers 4 of the 24 queries of gold.jsonl and no other; complete the file" in (
+        wrong(capsys, "few.jsonl", "bad.jsonl")
+    )
+    found = result(capsys, "few.jsonl", "bad.jsonl", "--annotations", "gold.jsonl", "--allow-missing")
+    assert found["queries"] == Q and any("few.jsonl leaves out 20 of the 24 queries" in note for note in found["notes"])
     more = [row | {"qid": row["qid"] + 1000 * k} for k in (1, 2) for row in predicted(GOLD, 1)]
     save(files / "more.jsonl", [*more, *predicted(GOLD, 1)])
     found = result(capsys, "bad.jsonl", "more.jsonl", "--annotations", "gold.jsonl")  # all that is asked is there
@@ -568,6 +576,7 @@ def test_methods_that_cannot_be_meant(files, capsys):
     assert "holds the same predictions as" in err and "a copy would pass for a seed" in err
     assert "have no name" in wrong(capsys, "good.jsonl,good2.jsonl", "bad.jsonl")
     assert "is not NAME=FILE" in wrong(capsys, "=good.jsonl", "bad.jsonl")
+    assert "is not NAME=FILE" in wrong(capsys, "x=", "bad.jsonl")
     options = ("--annotations", "gold.jsonl", "--baseline", "god")
     assert 'did you mean "good"?' in wrong(capsys, "good.jsonl", "bad.jsonl", options=options)
     options = ("--annotations", "gold.jsonl", "--primary", "mr-mapp")

@@ -25,6 +25,7 @@ from vlbench.metrics.highlights import (
 from vlbench.metrics.moments import Array, Mask, Mode
 
 EXAMPLES = 3
+MISCUT = 0.9  # of the queries: where as many have too few scores, or too many, clips are of another length
 
 
 class Oddity(str):
@@ -222,13 +223,22 @@ def _saliency(scored: Sequence[tuple[Query, Prediction]], mode: Mode, clip_s: fl
         on_labels = pairs[0][0].labels is not None
         padded = "are not ranked" if on_labels else "count as 0, above any negative score"
         effect = f"clips without one {'rank last' if mode == 'strict' else padded}"
+        effect += _miscut(short, pairs, clip_s)
         text = f"{_of(short, len(scored), 'has', 'have')} fewer saliency scores than clips{_first(short)}: {effect}"
         yield Oddity(text, "fewer saliency scores than clips", short, len(scored), effect)
     long = [qid for qid, got, wanted in clips if got > wanted]
     if long:
         effect = "not read" if mode == "strict" or pairs[0][0].labels is not None else "a peak there makes HIT@1 miss"
+        effect += _miscut(long, pairs, clip_s)
         text = f"{_of(long, len(scored), 'has', 'have')} more saliency scores than clips{_first(long)}: {effect}"
         yield Oddity(text, "more saliency scores than clips", long, len(scored), effect)
+
+
+def _miscut(wrong: Sequence[Qid], pairs: Sequence[tuple[Query, Any]], clip_s: float) -> str:
+    """What many wrong counts suggest; nothing where the annotations themselves number the clips."""
+    if len(wrong) < MISCUT * len(pairs) or pairs[0][0].labels is not None:
+        return ""
+    return f"; in so many, because clips are perhaps not {clip_s:g} s long (--clip)"
 
 
 def _annotations(queries: Sequence[Query], mode: Mode, clip_s: float) -> Iterator[Oddity]:

@@ -143,10 +143,10 @@ def cautions(comparison: Comparison) -> list[str]:
         )
     elif single:
         several = [method.name for method in versus.others if method.name not in single]
+        rest = f"; those of {words.listed(several)} are about the methods" if several else ""
         found.append(
             f"One run of {words.listed(single)}: differences that involve {'it' if len(single) == 1 else 'them'} are "
-            f"about {'its checkpoint' if len(single) == 1 else 'their checkpoints'}, not about the method; those of "
-            f"{words.listed(several)} are about the methods."
+            f"about {'its checkpoint' if len(single) == 1 else 'their checkpoints'}, not about the method{rest}."
         )
     elif comparison.estimand == "checkpoint":
         found.append("Asked about these checkpoints: training again is not part of any interval.")

@@ -49,7 +49,7 @@ MOVED = 5  # queries listed each way
 PRIMARY = ("mr-map", "hd-map")
 PRIMARY_ELSEWHERE = ("hd-top5-map", "hd-ap")  # of datasets that label every clip, where neither of the two exists
 EXAMPLES = 3
-BELONG = 0.5  # of the annotated queries: a file that answers fewer was made for other annotations
+BELONG = 0.5  # of the annotated queries: a file that answers fewer is taken for one that was made for others
 
 
 # --- what was given ---------------------------------------------------------------------------------------------------
@@ -100,7 +100,7 @@ def _given(word: str) -> Given:
     if not Path(word).exists():
         name, equals, rest = word.partition("=")
         if equals:
-            paths = (Path(rest),) if Path(rest).exists() else tuple(Path(part) for part in rest.split(",") if part)
+            paths = (Path(rest),) if rest and Path(rest).exists() else tuple(Path(p) for p in rest.split(",") if p)
             if not name or not paths:
                 raise PlanError(f'"{word}" is not NAME=FILE[,FILE...]')
             return Given(name, paths)
@@ -228,7 +228,7 @@ def read(
     rows = {path: _rows(path) for entry in given for path in entry.paths}
     queries, notes = _domains(queries, rows.values())
     for path, found in rows.items():
-        _belongs(path, found, queries, annotations)
+        _belongs(path, found, queries, annotations, allow_missing)
     notes += _same_queries(rows, queries, allow_missing)
 
     methods = []
@@ -360,8 +360,10 @@ def _domains(
     return kept, [f"the predictions are for {names}: {len(queries) - len(kept)} videos of other domains are left out"]
 
 
-def _belongs(path: Path, rows: Mapping[Qid, Prediction], queries: tuple[Query, ...], annotations: Path) -> None:
-    """Raises: DataError if a file was made for other annotations."""
+def _belongs(
+    path: Path, rows: Mapping[Qid, Prediction], queries: tuple[Query, ...], annotations: Path, allow_missing: bool
+) -> None:
+    """Raises: DataError if a file was made for other annotations, or answers too few queries for one to know."""
     asked = {query.qid: query for query in queries}
     shared = asked.keys() & rows.keys()
     if not shared:
@@ -373,11 +375,16 @@ def _belongs(path: Path, rows: Mapping[Qid, Prediction], queries: tuple[Query, .
             where=path,
             hint=kinds if texts else first[0],
         )
-    if len(shared) < BELONG * len(asked):
+    others = len(rows) - len(shared)
+    if len(shared) < BELONG * len(asked) and (others or not allow_missing):
+        said = f"answers {len(shared)} of the {len(asked)} queries of {annotations}"
         raise DataError(
-            f"answers {len(shared)} of the {len(asked)} queries of {annotations}, and {len(rows) - len(shared)} others",
+            f"{said}, and {others} others" if others else f"{said} and no other",
             where=path,
-            hint="it was made for other annotations; give those, or the queries that were meant",
+            hint="it was made for other annotations; give those, or the queries that were meant"
+            if others
+            else "complete the file, give the annotations of these queries, or count what is missing as 0 with "
+            "--allow-missing",
         )
     wrong = [
         (qid, rows[qid].vid, query.vid) for qid, query in asked.items() if qid in shared and rows[qid].vid != query.vid
