@@ -656,6 +656,7 @@ _corrupt(
     parameter="share of videos",
     **_EACH,
     **_SHARE,
+    whole=True,
 )
 _corrupt(
     "token_drop",
@@ -683,6 +684,7 @@ _corrupt(
     parameter="share of queries",
     battery=True,
     **_SHARE,
+    whole=True,
 )
 _corrupt(
     "query_blank",
@@ -692,6 +694,7 @@ _corrupt(
     parameter="share of queries",
     **_EACH,
     **_SHARE,
+    whole=True,
 )
 for _name, _function, _summary, _parameter in (
     ("head_noise", "noise", "noise on the saliency that is handed to the moments", "noise sd in sds of its scores"),

@@ -18,10 +18,11 @@ from pathlib import Path
 
 import numpy as np
 
+from vlbench import catalog
 from vlbench.cards.kinds import Features
 from vlbench.corrupt.base import Corruption, Moments, Noise, check, unreached
 from vlbench.data.packed import channel_moments
-from vlbench.errors import StoreError, VlbenchError
+from vlbench.errors import DataError, StoreError, VlbenchError
 from vlbench.files import replacing
 from vlbench.metrics.base import Scores, score
 from vlbench.metrics.moments import Mode
@@ -32,7 +33,7 @@ from vlbench.runs.work import THREADS, Options, device_of, digests, now, open_sp
 from vlbench.train.batch import Split, Strangers
 from vlbench.train.checkpoint import load_weights
 from vlbench.train.loop import WEIGHTS, build
-from vlbench.train.predict import NotReached, predict_spoiled
+from vlbench.train.predict import NotReached, predict, predict_spoiled
 from vlbench.train.recipe import Recipe
 
 CHECKPOINT = "selected"
@@ -68,7 +69,7 @@ class Bench:
         self.device = device_of(options.device)
         self.model = build(trained.variant, self.split, trained.seed).to(self.device)
         load_weights(self.model, store.folder(fit) / WEIGHTS[CHECKPOINT])
-        self.moments = cache(self._moments)
+        self.moments, self.clean = cache(self._moments), cache(self._clean)
 
     def run(
         self, corruptions: Sequence[Corruption], *, metrics: Sequence[str] | None = None, mode: Mode = "compatible"
@@ -99,6 +100,30 @@ class Bench:
             )
             for spoiled in found
         ]
+
+    def lost(self, family: str, amounts: Sequence[float], *, metrics: Sequence[str], draws: int = 1) -> list[float]:
+        """The share of the clean score that each amount costs, the mean over metrics and draws.
+
+        What ``corrupt.calibrate`` measures with; infinite amounts are allowed. Raises: DataError if the clean score
+        of a metric is 0.
+        """
+        clean = self.clean(tuple(metrics))
+        nothing = [name for name in metrics if not clean.get(name, 0.0) > 0]
+        if nothing:
+            raise DataError(f"the clean score of {', '.join(nothing)} is 0 or missing: no share of it can be lost")
+        entry = catalog.corruptions[family]
+        shares = np.zeros((draws, len(amounts)))
+        for draw in range(draws):
+            asked = [Corruption(family, level, draw, None, x, entry.version) for level, x in enumerate(amounts, 1)]
+            for column, result in enumerate(self.run(asked, metrics=metrics)):
+                shares[draw, column] = np.mean([1 - result.scores.mean(name) / clean[name] for name in metrics])
+        return [float(share) for share in shares.mean(axis=0)]
+
+    def _clean(self, metrics: tuple[str, ...]) -> dict[str, float]:
+        """Mean scores without any corruption."""
+        size, precision = self.recipe.eval_batch_size, self.recipe.precision
+        rows = predict(self.model, self.split, device=self.device, batch_size=size, precision=precision)
+        return score(self.split.queries, rows, metrics=metrics, clip_s=self.split.dataset.clip_s).means()
 
     def _moments(self, encoder: str) -> Moments:
         """Of the clips that the model was trained on, which need not be of the dataset that it is scored on."""
@@ -146,6 +171,7 @@ def _run_group(cells: Sequence[Score], bench: Bench, store: Store) -> None:
     corruptions = [cell.corruption for cell in cells if cell.corruption is not None]
     results = bench.run(corruptions, metrics=tuple(cells[0].metrics), mode=cells[0].mode)
     cost = {"seconds": (time.perf_counter() - started) / len(cells), "threads": THREADS}
+    made_by = {**provenance(bench.options.device), **cost}
     for cell, corruption, result in zip(cells, corruptions, results, strict=True):
         folder = store.folder(cell.id)
         with replacing(folder / "queries.parquet") as path:
@@ -163,7 +189,7 @@ def _run_group(cells: Sequence[Score], bench: Bench, store: Store) -> None:
             "warnings": sorted(map(str, result.scores.warnings)),
             "files": digests(folder, ["queries.parquet"]),
         }
-        store.finish(cell.id, record, {**provenance(bench.options.device), **cost, "finished": now()})
+        store.finish(cell.id, record, {**made_by, "finished": now()})
 
 
 def _order(cell: Score) -> tuple[str, tuple[str, str, int], int]:
