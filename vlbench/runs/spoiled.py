@@ -158,7 +158,7 @@ def run_spoiled(cells: Sequence[Score], store: Store, options: Options) -> None:
                 _run_group(mine, bench, store)
             except Exception as error:  # as in work: whatever a cell fails of is a result to show
                 cause = str(error) if isinstance(error, VlbenchError) else f"{type(error).__name__}: {error}"
-                for cell in mine:
+                for cell in (cell for cell in mine if store.record(cell.id) is None):
                     made_by = {**provenance(options.device), "finished": now()}
                     store.fail(cell.id, cause, traceback.format_exc(), made_by)
                 if not isinstance(error, VlbenchError | MemoryError | RuntimeError | OSError):
