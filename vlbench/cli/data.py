@@ -103,3 +103,46 @@ def export(name: str, folder: Path, as_: str | None) -> None:
     for path in write(open_dataset(name, find()), folder, chosen):
         click.echo(str(path))
     click.echo(f'declared as "{chosen}"; try: cd {folder} && vlbench data check {chosen}')
+
+
+@data.command(
+    epilog="""\b
+Examples:
+  vlbench data words planted-quick --kind typos --share 0.3 --out typos.jsonl
+  vlbench data words planted-quick --kind negation --out negated.jsonl
+"""
+)
+@click.argument("name")
+@click.option("--kind", required=True, help="typos, drop, swap, negation or paraphrase.")
+@click.option("--share", type=float, default=1.0, show_default=True, help="Of words; of queries for negation.")
+@click.option("--draw", type=click.IntRange(0), default=0, show_default=True, help="Which repetition.")
+@click.option("--split", default="report", show_default=True, help="The role or split whose queries are written.")
+@click.option(
+    "--table", type=click.Path(path_type=Path, dir_okay=False), help='JSON of paraphrases: {"a man": "a guy"}.'
+)
+@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), required=True, help="The annotation file.")
+def words(name: str, kind: str, share: float, draw: int, split: str, table: Path | None, out: Path) -> None:
+    """Write queries with noise on their words, as annotations.
+
+    vlbench brings no text encoder: extract the features of these texts with the one that the dataset's features are
+    from, declare both as a dataset of its own, and score finished fits on it.
+    """
+    import json
+
+    from vlbench.corrupt.words import reworded
+    from vlbench.data.base import open_dataset
+    from vlbench.data.export import annotation_row
+    from vlbench.errors import DataError
+    from vlbench.files import read_json, write_text
+    from vlbench.workspace import find
+
+    said = read_json(table) if table is not None else None
+    if table is not None and not (said and all(isinstance(value, str) for value in said.values())):
+        raise DataError("has to be a JSON object of words or phrases and what is said instead", where=table)
+    paraphrases = {key.lower(): str(value) for key, value in (said or {}).items()}
+    queries = open_dataset(name, find()).queries(split)
+    changed = [reworded(query, kind, share, draw=draw, table=paraphrases) for query in queries]
+    write_text(out, "".join(json.dumps(annotation_row(query), ensure_ascii=False) + "\n" for query in changed))
+    count = sum(one.text != other.text for one, other in zip(queries, changed, strict=True))
+    click.echo(f"{out}: {len(queries)} queries of {name}, {count} with other words")
+    click.echo("their text features have to be extracted again; without an encoder use the families on tokens")
