@@ -394,14 +394,15 @@ def _named(spec: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _fit_and_scores(store: Store, cell: str) -> tuple[str, list[str]]:
-    """The fit of a cell, and its finished scores; a score stands for itself alone."""
+    """The fit of a cell, and its finished clean scores; a score stands for itself alone."""
     identity = store.spec(cell).get("identity", {})
     if identity.get("kind") == "score":
         return str(identity["fit"]), [cell] if store.status(cell) is Status.DONE else []
     found = []
     for other in store.cell_ids():
         theirs = store.spec(other).get("identity", {})
-        if theirs.get("kind") == "score" and theirs.get("fit") == cell and store.status(other) is Status.DONE:
+        own = theirs.get("kind") == "score" and theirs.get("fit") == cell and not theirs.get("corruption")
+        if own and store.status(other) is Status.DONE:
             found.append(other)
     return cell, found
 

@@ -7,7 +7,8 @@
 
 The first two need two epochs, the others all that were evaluated. Those wait as scratch files until the fit is scored,
 so a later scoring by new metrics has the first two only, and says so. A look is entered in the store's ledger before it
-is taken.
+is taken. Scores under corruptions (``vlbench.runs.spoiled``) are no looks in this sense and are not entered: they take
+the epoch that is selected already, and no choice is made by them.
 """
 
 from __future__ import annotations
