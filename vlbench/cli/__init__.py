@@ -23,6 +23,7 @@ _COMMANDS = {
     "ablate": "vlbench.cli.ablate:ablate",
     "sweep": "vlbench.cli.sweep:sweep",
     "promote": "vlbench.cli.promote:promote",
+    "stress": "vlbench.cli.stress:stress",
     "report": "vlbench.cli.report:report",
     "score": "vlbench.cli.score:score",
     "diff": "vlbench.cli.diff:diff",

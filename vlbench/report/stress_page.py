@@ -221,8 +221,8 @@ def methods(judged: Judged) -> list[tuple[str, str]]:
         *found,
         (
             "Loses less",
-            f"(corrupted {words.MINUS} clean) minus the same of {base}, areas over levels, in points: above 0 a "
-            f"variant loses less. A run is seen clean and corrupted, so its loss is formed inside it. Claimed: {meant}.",
+            f"(corrupted {words.MINUS} clean) minus the same of {base}, areas over levels, in points: above 0 "
+            f"a variant loses less. A run is seen clean and corrupted: its loss is formed inside it. Claimed: {meant}.",
         ),
         (
             "Statement",

@@ -15,12 +15,12 @@ import re
 import time
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vlbench import catalog
-from vlbench.cards.kinds import Arm, Variant
+from vlbench.cards.kinds import Arm
 from vlbench.cards.resolve import edit
-from vlbench.corrupt.base import TRAINING, check, corruption
+from vlbench.corrupt.base import TRAINING, Corruption, check, corruption
 from vlbench.corrupt.severities import LEVELS, Severities
 from vlbench.data.base import ROLES, Dataset
 from vlbench.errors import CardError, suggestion
@@ -32,6 +32,9 @@ from vlbench.runs.work import Options
 from vlbench.status import Status
 from vlbench.studies.conduct import Stop, drive
 from vlbench.studies.plan import Plan, make_plan
+
+if TYPE_CHECKING:
+    from vlbench.corrupt.calibrate import Calibrated
 
 DRAWS = 3
 SEEDS = 3
@@ -437,3 +440,34 @@ def failures(stress: StressPlan) -> list[str]:
     return [
         f"{cells[0]}{f' and {len(cells) - 1} more' if len(cells) > 1 else ''}: {why}" for why, cells in causes.items()
     ]
+
+
+# --- calibration ------------------------------------------------------------------------------------------------------
+
+
+def calibrate_on(stress: StressPlan, store: Store, options: Options) -> tuple[Severities, list[Calibrated]]:
+    """Severities for which the last level costs the first fit of a plan 40 to 70 percent, family by family.
+
+    The cost is the share of the clean score that is lost, mean of the primary metrics, with the first draw.
+    Raises: StoreError if the fit is not finished.
+    """
+    from vlbench.corrupt.calibrate import calibrate
+    from vlbench.runs.spoiled import Bench
+
+    first = stress.plan.cells[0]
+    bench = Bench(store, first.fit.id, first.score.data, first.score.features, options)
+    summary = (store.record(first.score.id) or {})["summary"]
+    metrics = stress.plan.primary
+    clean = sum(float(summary[f"selected/{metric}"]) for metric in metrics)
+
+    def cost(family: str, amounts: Sequence[float]) -> list[float]:
+        version = catalog.corruptions[family].version
+        spoils = [
+            Corruption(family, CERTAIN - len(amounts) + place, 0, None, float(amount), version)
+            for place, amount in enumerate(amounts, start=1)
+        ]
+        results = bench.run(spoils, metrics=metrics)
+        return [1 - sum(result.scores.mean(metric) for metric in metrics) / clean for result in results]
+
+    families = [one.family for one in stress.stressors if one.role == "family" and not one.trains]
+    return calibrate(cost, stress.severities, families)
