@@ -61,36 +61,41 @@ class Book:
         self.distributions = _distributions(sweep.space)
 
     @classmethod
-    def open(cls, sweep: Sweep, store: Store, url: str, *, restart: bool) -> Book:
-        """Find or create the study in the storage. Raises PlanError if it was begun with another definition."""
+    @contextlib.contextmanager
+    def open(cls, sweep: Sweep, store: Store, url: str, *, restart: bool) -> Iterator[Book]:
+        """Find or create the study in the storage, whose connections are closed when the block ends.
+
+        Raises: PlanError if it was begun with another definition.
+        """
         import optuna
 
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         storage, definition = _storage(store, url), sweep.definition()
-        if restart and sweep.study in {summary.study_name for summary in optuna.get_all_study_summaries(storage)}:
-            optuna.delete_study(study_name=sweep.study, storage=storage)
-        stored = optuna.create_study(
-            storage=storage,
-            study_name=sweep.study,
-            directions=_directions(sweep),
-            sampler=optuna.samplers.RandomSampler(seed=0),
-            pruner=optuna.pruners.NopPruner(),
-            load_if_exists=True,
-        )
-        before = stored.user_attrs.get("definition") or (
-            None if restart else (load(store, sweep.study) or {}).get("definition")
-        )
-        if before is not None and digest(before) != digest(definition):
-            other = changed(before, definition)
-            shown = "; ".join(other[:3]) + ("; ..." if len(other) > 3 else "")
-            raise PlanError(
-                f'the study "{sweep.study}" was begun with another definition ({shown})',
-                hint="give this one another --name, or --restart the study (finished fits are kept)",
+        with _closing(storage):
+            if restart and sweep.study in {summary.study_name for summary in optuna.get_all_study_summaries(storage)}:
+                optuna.delete_study(study_name=sweep.study, storage=storage)
+            stored = optuna.create_study(
+                storage=storage,
+                study_name=sweep.study,
+                directions=_directions(sweep),
+                sampler=optuna.samplers.RandomSampler(seed=0),
+                pruner=optuna.pruners.NopPruner(),
+                load_if_exists=True,
             )
-        if "digest" not in stored.user_attrs:
-            stored.set_user_attr("definition", definition)
-            stored.set_user_attr("digest", digest(definition))
-        return cls(sweep, stored, storage, url)
+            before = stored.user_attrs.get("definition") or (
+                None if restart else (load(store, sweep.study) or {}).get("definition")
+            )
+            if before is not None and digest(before) != digest(definition):
+                other = changed(before, definition)
+                shown = "; ".join(other[:3]) + ("; ..." if len(other) > 3 else "")
+                raise PlanError(
+                    f'the study "{sweep.study}" was begun with another definition ({shown})',
+                    hint="give this one another --name, or --restart the study (finished fits are kept)",
+                )
+            if "digest" not in stored.user_attrs:
+                stored.set_user_attr("definition", definition)
+                stored.set_user_attr("digest", digest(definition))
+            yield cls(sweep, stored, storage, url)
 
     def told(self, number: int) -> Trial | None:
         """A trial that the storage holds as finished, or None."""
@@ -257,6 +262,19 @@ def _storage(store: Store, url: str) -> Any:
         ) from error
     except RuntimeError as error:  # tables of another version of Optuna
         raise EnvironmentProblem(_first_line(error), where=shown_url(url)) from error
+
+
+@contextlib.contextmanager
+def _closing(storage: Any) -> Iterator[None]:
+    """Give a database's connections back, also those to one that has gone away."""
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        yield
+    finally:
+        with contextlib.suppress(SQLAlchemyError):
+            storage.remove_session()
+        storage.engine.dispose()
 
 
 @contextlib.contextmanager

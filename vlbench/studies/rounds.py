@@ -46,8 +46,12 @@ def conduct(
     """
     if (why := executor.check(options)) is not None:
         raise EnvironmentProblem(f"the executor cannot work here: {why}")
-    with _alone(store, sweep.study), explained(url or default_url(store)):
-        book = Book.open(sweep, store, url or default_url(store), restart=restart)
+    where = url or default_url(store)
+    with (
+        _alone(store, sweep.study),
+        explained(where),
+        Book.open(sweep, store, where, restart=restart) as book,
+    ):
         yield from _Conductor(sweep, store, executor, options, book, device, stop or Stop()).run()
 
 
