@@ -12,11 +12,12 @@ from vlbench.report.formats import as_json, to_csv, to_latex, to_markdown
 from vlbench.report.frame import read
 from vlbench.report.methods import cautions, methods
 from vlbench.report.page import Report, study_page
-from vlbench.report.tables import effects_table, means_table
+from vlbench.report.tables import effects_table, means_table, metric_table
 from vlbench.report.write import write
 from vlbench.stats import factorial
 from vlbench.stats.correct import holm
 from vlbench.stats.design import contrast, difference
+from vlbench.stats.power import mde, seeds_needed
 from vlbench.stats.sequential import plan_looks
 
 NAMES = {"111": "all", "110": "without C", "101": "without B", "100": "only A",
@@ -147,6 +148,41 @@ def test_what_was_rejected_at_a_look_stays_rejected(tmp_path):
     store = build_store(tmp_path, scores, extra={"looks": [4, 8]}, **kwargs)
     found = compare(read(store, "ablate-fra"))
     assert found.rows[0].p > 0.05 and found.rows[0].survives
+
+
+def test_a_rejection_does_not_lend_its_word_to_the_other_sign(tmp_path):
+    """The first look was clearly above zero; by the second the difference is below: it is not called a loss."""
+    rng = np.random.default_rng(2)
+    base = 0.5 + rng.normal(0, 0.1, 40) + np.zeros((8, 1))
+    arm = base - 0.02 + rng.normal(0, 0.001, (8, 1))
+    arm[4:] += 0.08 + rng.normal(0, 0.04, (4, 1))
+    both = {"baseline": base + rng.normal(0, 0.001, (8, 1)), "without FRA": arm}
+    scores = {name: {"mr-map": np.clip(np.round(table, 5), 0, 1)} for name, table in both.items()}
+    kwargs = {"primary": ["mr-map"], "shared_videos": False}
+    first = {name: {"mr-map": table["mr-map"][:4]} for name, table in scores.items()}
+    early = compare(read(build_store(tmp_path / "early", first, extra={"looks": [4, 8]}, **kwargs), "ablate-fra"))
+    assert early.rows[0].verdict.word == "helps"
+    found = compare(read(build_store(tmp_path / "late", scores, extra={"looks": [4, 8]}, **kwargs), "ablate-fra"))
+    assert found.rows[0].points < 0 and found.rows[0].verdict.word == "unresolved"
+
+
+def test_what_a_look_could_have_seen_is_at_its_own_level(tmp_path):
+    found, _ = sequential(tmp_path, 0.001, 4, [4, 8])
+    (row,) = found.rows
+    first, last = plan_looks([4, 8])
+    assert row.verdict.mde == pytest.approx(100 * mde(row.contrast, alpha=first.p))
+    assert row.verdict.mde > 100 * mde(row.contrast)
+    aim = max(abs(row.points), found.frame.margin) / 100
+    assert row.verdict.seeds_needed == seeds_needed(row.contrast, aim, alpha=last.p)
+
+
+def test_a_look_is_about_runs_and_says_so(tmp_path):
+    found, _ = sequential(tmp_path, 0.001, 4, [4, 8])
+    said = dict(methods(found))
+    assert "queries, which were all there from the first look on, do not" in said["What is claimed"]
+    assert "Welch's t" in said["Interval and p"] and "level of this look" in said["Verdict"]
+    titles = [column.title for column in metric_table(found, "mr-map").columns]
+    assert "p (look)" in titles and "p (Holm)" not in titles
 
 
 def test_a_study_is_decided_when_no_look_can_change_it(tmp_path):

@@ -328,21 +328,36 @@ def _rows(
         adjusted = _sequential(frame, checkpoint, rows)
     else:
         adjusted = list(holm(raw))
+    if kind == "exploratory":
+        return tuple(replace(row, p_adjusted=float(value)) for row, value in zip(rows, adjusted, strict=True))
+    levels = None if frame.look is None else _levels_at(frame, len(rows))
     return tuple(
         replace(
             row,
             p_adjusted=float(value),
-            verdict=verdict(row.contrast, direction="added", margin=frame.margin, p_adjusted=float(value), alpha=ALPHA)
-            if kind == "primary"
-            else None,
+            verdict=verdict(
+                row.contrast,
+                direction="added",
+                margin=frame.margin,
+                p_adjusted=float(value),
+                alpha=ALPHA,
+                levels=levels,
+            ),
         )
         for row, value in zip(rows, adjusted, strict=True)
     )
 
 
+def _levels_at(frame: Frame, rows: int) -> tuple[float, float]:
+    """The two-sided levels of one row at this look and at the last one, the error shared out evenly."""
+    levels = plan_looks(frame.looks, alpha=ALPHA / rows)
+    return levels[frame.looks.index(len(frame.seeds))].p, levels[-1].p
+
+
 def _sequential(frame: Frame, checkpoint: str, rows: Sequence[Row]) -> Sequence[float]:
     """Each row's smallest p over the looks so far, relative to the level of its look and scaled to alpha: what was
-    rejected at a look stays rejected. The error is shared out evenly among the rows (Bonferroni).
+    rejected at a look stays rejected, unless the difference has changed its sign since; nobody could say then which of
+    the two is meant. The error is shared out evenly among the rows (Bonferroni).
     """
     found = []
     levels = plan_looks(frame.looks, alpha=ALPHA / len(rows))
@@ -352,7 +367,8 @@ def _sequential(frame: Frame, checkpoint: str, rows: Sequence[Row]) -> Sequence[
         for level in (level for level in levels if level.seeds <= len(frame.seeds)):
             early = {arm: values[arm][: level.seeds] for arm in row.claim.weights}
             at_look = contrast(early, row.claim.weights, estimand="benchmark")
-            scaled += [] if at_look.constant else [at_look.p * ALPHA / level.p]
+            if not at_look.constant and at_look.estimate * row.contrast.estimate > 0:
+                scaled.append(at_look.p * ALPHA / level.p)
         found.append(min(scaled))
     return found
 

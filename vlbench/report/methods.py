@@ -93,6 +93,7 @@ def _could(row: Row, comparison: Comparison) -> str:
     if row.low > 0 or row.high < 0:
         family = words.counted(len(comparison.rows), "test")
         text += f"; the interval leaves out zero, but not after correction over {family}"
+        text += "" if comparison.frame.look is None else " and the looks"
     if row.seeds == 1:
         return f"{text}; to decide: more seeds"
     margin = comparison.frame.margin
@@ -160,13 +161,18 @@ def methods(comparison: Comparison) -> list[tuple[str, str]]:
             + (
                 "only the queries count as random, because one seed says nothing about training again."
                 if comparison.one_seed
+                else "training runs count as random; the queries, which were all there from the first look on, do not."
+                if comparison.estimand == "benchmark"
                 else "training runs and queries both count as random."
             ),
         ),
         (
             "Interval and p",
-            f"Student's t with Satterthwaite degrees of freedom on the crossed table of runs and queries; {each}. Runs "
-            "of different arms are not paired. Intervals are 95% for one difference, not corrected.",
+            "Welch's t on the means of the runs. Runs of different arms are not paired. Intervals are 95% for one "
+            "difference at one look: corrected neither for the family nor for the looks before."
+            if comparison.estimand == "benchmark"
+            else "Student's t with Satterthwaite degrees of freedom on the crossed table of runs and queries; "
+            f"{each}. Runs of different arms are not paired. Intervals are 95% for one difference, not corrected.",
         ),
         (
             "Three standard errors",
@@ -183,7 +189,12 @@ def methods(comparison: Comparison) -> list[tuple[str, str]]:
             "Verdict",
             f"helps, hurts: adjusted p at most {ALPHA:g}. equivalent: the 90% interval lies inside ±{frame.margin:g} "
             "points, the margin set before the runs. unresolved: neither; the table then says what difference would "
-            "have been seen with power 80% (one test at 5%; the correction asks for somewhat more).",
+            "have been seen with power 80% "
+            + (
+                "(one test at 5%; the correction asks for somewhat more)."
+                if frame.look is None
+                else "at the level of this look; the interval of an equivalent row is that of one look."
+            ),
         ),
         (
             "Means",

@@ -81,6 +81,16 @@ def arms_table(comparison: Comparison) -> Table:
     return Table("arms", f"The arms: what each changes in {of}, and its cost.", columns, rows)
 
 
+def p_title(comparison: Comparison) -> str:
+    """The title of a column of corrected p-values: by Holm, or by the level of a declared look."""
+    return "p (Holm)" if comparison.frame.look is None else "p (look)"
+
+
+def _reach_note(comparison: Comparison) -> str:
+    where = "before correction" if comparison.frame.look is None else "at the level of this look"
+    return f"the difference found with power 80% {where}, in points"
+
+
 def metric_table(comparison: Comparison, metric: str) -> Table:
     """One primary metric: every arm's mean, its difference from the baseline, and the verdict; of a lattice, the means
     alone.
@@ -95,10 +105,10 @@ def metric_table(comparison: Comparison, metric: str) -> Table:
         Column("Mean", True, "over seeds and queries, in points"),
         Column("Difference", True, sign(comparison)),
         Column("95% interval", True, "of the difference"),
-        Column("p (Holm)", True, f"corrected over {words.counted(len(comparison.rows), 'test')}"),
+        Column(p_title(comparison), True, f"corrected over {words.counted(len(comparison.rows), 'test')}"),
         Column("Verdict"),
         *(Column(f"Reported ({key[0]}; {key[1]})", True, "printed by a paper, not measured") for key in sources),
-        Column("Could have seen", True, "the difference found with power 80% before correction, in points"),
+        Column("Could have seen", True, _reach_note(comparison)),
         Column("Seeds needed", True, "per arm, to find the margin or what was seen, whichever is larger and unseen"),
         Column("Win/tie/loss", True, "queries on which the arm with the component is above, equal, below"),
         Column("Interval of the mean", True, "95%, with the difficulty of queries, which cancels in the difference"),
@@ -197,9 +207,9 @@ def effects_table(comparison: Comparison, metric: str) -> Table:
         Column("Of"),
         Column("Difference", True, "in points; above zero speaks for the component, or for the two together"),
         Column("95% interval", True),
-        Column("p (Holm)", True, "corrected within the effects of one kind, over the primary metrics"),
+        Column(p_title(comparison), True, "corrected within the effects of one kind, over the primary metrics"),
         Column("Verdict"),
-        Column("Could have seen", True, "the difference found with power 80% before correction, in points"),
+        Column("Could have seen", True, _reach_note(comparison)),
     )
     found = [row for row in (*comparison.rows, *comparison.effects) if row.metric == metric]
     rows = []
@@ -483,9 +493,9 @@ def terminal(comparison: Comparison) -> RenderableType:
         Text(_ascii(f"Points of the {comparison.checkpoint} checkpoint. Difference: {sign(comparison)}.")),
     ]
     shown = effects_table if comparison.lattice else metric_table
-    wanted = ["Arm", "Mean", "Difference", "95% interval", "p (Holm)", "Verdict"]
+    wanted = ["Arm", "Mean", "Difference", "95% interval", p_title(comparison), "Verdict"]
     if comparison.lattice:
-        wanted = ["Effect", "Of", "Difference", "95% interval", "p (Holm)", "Verdict"]
+        wanted = ["Effect", "Of", "Difference", "95% interval", p_title(comparison), "Verdict"]
     for metric in comparison.metrics:
         population = comparison.means[frame.baseline.name, metric].queries
         some = "" if population == len(frame.queries) else f" ({words.counted(population, 'query')})"
@@ -518,7 +528,7 @@ def verdicts_table(comparison: Comparison) -> Table:
         Column("Verdict"),
         Column("Difference", True, sign(comparison)),
         Column("95% interval", True),
-        Column("p (Holm)", True),
+        Column(p_title(comparison), True),
     )
     rows = []
     for claim in comparison.claims:

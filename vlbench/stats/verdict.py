@@ -24,10 +24,10 @@ Direction = Literal["added", "removed"]
 class Verdict:
     """What the evidence says about a component.
 
-    ``mde``: the effect found with power 80 %, in points. ``seeds_needed``: seeds per variant to find the larger of
-    margin and observed effect, or the observed effect where the larger is within reach already; None if no number is
-    enough or there is one seed only. ``equivalent``: the 1 - 2 alpha interval lies
-    inside the margin. ``negligible``: real (not zero) and yet inside the margin.
+    ``mde``: the effect found with power 80 % by a test at ``levels[0]``, in points. ``seeds_needed``: seeds per variant
+    to find the larger of margin and observed effect, or the observed effect where the larger is within reach already;
+    None if no number is enough or there is one seed only. ``equivalent``: the 1 - 2 alpha interval lies inside the
+    margin. ``negligible``: real (not zero) and yet inside the margin.
     """
 
     word: Word
@@ -46,6 +46,7 @@ def verdict(
     p_adjusted: float,
     alpha: float = 0.05,
     higher_is_better: bool = True,
+    levels: tuple[float, float] | None = None,
 ) -> Verdict:
     """Judge a component by a contrast of two arms.
 
@@ -58,6 +59,8 @@ def verdict(
         p_adjusted: the contrast's p after correction over its family. NaN is allowed only where nothing varies.
         alpha: level of the test; the equivalence interval has level 1 - 2 alpha.
         higher_is_better: False for errors and losses.
+        levels: the two-sided levels that ``mde`` and ``seeds_needed`` are about, where looks have levels of their own:
+            of this look and of the last one. None: alpha.
     Raises: DataError for a margin <= 0, an unknown direction, or a p-value outside [0, 1].
     Source: two one-sided tests, Schuirmann (1987), Lakens (2017).
     """
@@ -76,9 +79,10 @@ def verdict(
     inner = _points(contrast, 1 - 2 * alpha, sign)
     equivalent = -margin < inner[0] and inner[1] < margin
     real = p_adjusted <= alpha
-    reach = 100 * mde(contrast, alpha=alpha)
+    here, last = levels or (alpha, alpha)
+    reach = 100 * mde(contrast, alpha=here)
     aim = max(margin, abs(gain)) if reach > max(margin, abs(gain)) else abs(gain)
-    seeds = seeds_needed(contrast, aim / 100, alpha=alpha) if aim > 0 else None
+    seeds = seeds_needed(contrast, aim / 100, alpha=last) if aim > 0 else None
     word: Word = ("helps" if gain > 0 else "hurts") if real else ("equivalent" if equivalent else "unresolved")
 
     evidence = f"{gain:+.2f} points, {100 * (1 - alpha):g}% interval {low:+.2f} to {high:+.2f}, {_p(p_adjusted)}"
