@@ -275,6 +275,31 @@ def test_the_index_lists_sweeps_beside_studies(tmp_path):
     assert [outcome.study for outcome in write_all(store, tmp_path / "tex", format="latex")] == ["ablate-fra"]
 
 
+def test_a_sweep_is_watched_until_it_is_finished(tmp_path):
+    """Its page changes with it, asks to be read again while it runs, and no longer when it has ended."""
+    trials = make_trials(4, prune=False)
+    store = build_sweep(tmp_path / "store", sweep_content(trials[:2], state="running", importances=[]))
+    page, heard, waits = tmp_path / "out" / "sweep-tiny" / "index.html", [], []
+
+    def pause(seconds):
+        waits.append('http-equiv="refresh" content="7"' in page.read_text())
+        if len(waits) == 2:
+            build_sweep(tmp_path / "store", sweep_content(trials), final=True)
+
+    asked = {"studies": ["sweep-tiny"], "format": "html", "every_s": 7, "say": heard.append, "pause": pause}
+    assert sweep.watch(store, tmp_path / "out", **asked) == []
+    text = page.read_text()
+    assert waits == [True, True] and 'http-equiv="refresh"' not in text and trials[3]["cell"] in text
+    assert [line.split(",")[0] for line in heard] == ["sweep-tiny: running", "sweep-tiny: finished"]
+
+
+def test_a_stopped_sweep_is_not_waited_for(workspace):
+    build_sweep(workspace / ".vlbench", sweep_content(make_trials(4, fail=(0,)), state="stopped", stopped="nan"))
+    asked = ["--study", "sweep-tiny", "--watch", "--format", "md"]
+    done = CliRunner().invoke(report, asked, standalone_mode=False)
+    assert done.return_value == 1 and "sweep-tiny: stopped: nan" in done.stderr
+
+
 def test_vlbench_report_covers_sweeps(workspace):
     build_sweep(workspace / ".vlbench", sweep_content(make_trials(4)))
     done = CliRunner().invoke(report, ["--format", "md"], standalone_mode=False)

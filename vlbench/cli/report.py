@@ -183,11 +183,16 @@ def _verify(store: Store, out: Path, studies: Sequence[str], as_json: bool) -> i
 
 
 def _watch(store: Store, out: Path, studies: Sequence[str], format_: Format, spread: Spread, every: float) -> int:
-    """A line whenever something has changed."""
+    """A line whenever something has changed. Sweeps come first: their winners are fitted after them."""
+    from vlbench.report import sweep
     from vlbench.report.progress import watch
 
-    named = _known(store, studies) if studies else _known(store)
-    problems = watch(store, out, studies=named, format=format_, spread=spread, every_s=every, say=click.echo)
+    searched = [study for study in studies if study in sweep.sweeps(store)]
+    problems = sweep.watch(store, out, studies=searched, format=format_, every_s=every, say=click.echo)
+    named = [study for study in studies if study not in searched]
+    if named or not searched:
+        named = _known(store, named)
+        problems += watch(store, out, studies=named, format=format_, spread=spread, every_s=every, say=click.echo)
     for problem in problems:
         click.echo(problem, err=True)
     return 1 if problems else 0

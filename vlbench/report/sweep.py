@@ -14,8 +14,9 @@ import io
 import json
 import math
 import statistics
+import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -706,8 +707,15 @@ def _pruned(sweep: Sweep) -> list[str]:
     return [f"{words.counted(number, 'trial')} pruned after {epoch} epochs" for epoch, number in sorted(at.items())]
 
 
-def to_html(sweep: Sweep, plots: Sequence[figures.Plot], beside: Sequence[str] = (), *, index: bool = True) -> str:
-    """The page of one sweep."""
+def to_html(
+    sweep: Sweep,
+    plots: Sequence[figures.Plot],
+    beside: Sequence[str] = (),
+    *,
+    index: bool = True,
+    refresh_s: float | None = None,
+) -> str:
+    """The page of one sweep. refresh_s: after how many seconds a browser reads it again; None: never."""
     return page.sweep_html(
         sweep=sweep.content,
         setting=setting(sweep),
@@ -717,6 +725,7 @@ def to_html(sweep: Sweep, plots: Sequence[figures.Plot], beside: Sequence[str] =
         final_href=f"../{quote(str(sweep.final['study']))}/index.html" if sweep.final is not None else "",
         sections=sections(sweep, plots, beside),
         index=index,
+        refresh_s=refresh_s,
     )
 
 
@@ -854,10 +863,18 @@ def entries(store: Store, out: Path) -> list[Entry]:
 # --- on disk ----------------------------------------------------------------------------------------------------------
 
 
-def write(store: Store, study: str, out: Path, *, format: str = "all", index: bool = True) -> list[Path]:
+def write(
+    store: Store,
+    study: str,
+    out: Path,
+    *,
+    format: str = "all",
+    index: bool = True,
+    refresh_s: float | None = None,
+) -> list[Path]:
     """The report of one sweep under ``out/<study>/``.
 
-    Args: format: all, html, md, csv or json. index: link to the index page.
+    Args: format: all, html, md, csv or json. index: link to the index page. refresh_s: as in ``to_html``.
     Returns: the files, in the order written; ``manifest.json`` is the last.
     Raises: StoreError if there is no such sweep or a file cannot be written, PlanError for a format it does not have.
     """
@@ -885,7 +902,7 @@ def write(store: Store, study: str, out: Path, *, format: str = "all", index: bo
         save(f"figures/{plot.name}.csv", figures.to_csv(plot).encode())
     if format in ("all", "html"):
         beside = [path.relative_to(folder).as_posix() for path in written]
-        save("index.html", to_html(sweep, plots, beside, index=index).encode())
+        save("index.html", to_html(sweep, plots, beside, index=index, refresh_s=refresh_s).encode())
     made = {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in written}
     content = {
         "format": RESULTS_FORMAT,
@@ -898,6 +915,43 @@ def write(store: Store, study: str, out: Path, *, format: str = "all", index: bo
     }
     save("manifest.json", _json(content).encode())
     return written
+
+
+def watch(
+    store: Store,
+    out: Path,
+    *,
+    studies: Sequence[str],
+    format: str = "all",
+    every_s: float = 5.0,
+    say: Callable[[str], None],
+    pause: Callable[[float], None] = time.sleep,
+) -> list[str]:
+    """Render sweeps while they run, until each is finished or stopped. say: hears a line whenever one has changed.
+
+    Unlike a comparison, a sweep may be looked at while it runs: nothing is tested in it, and its number of trials was
+    fixed beforehand.
+    Returns: why sweeps have no winner, a line each. Raises: StoreError as ``write`` does.
+    """
+    pending, told, problems = list(dict.fromkeys(studies)), dict[str, bytes](), list[str]()
+    while pending:
+        for study in tuple(pending):
+            text = (store.study_folder(study) / FILE).read_bytes()
+            if told.get(study) == text:
+                continue
+            told[study] = text
+            found = read(store, study, judge=False)
+            ended = found.state in ("finished", "stopped")
+            paths = write(store, study, out, format=format, refresh_s=None if ended else every_s)
+            place = next((path for path in paths if path.suffix == ".html"), paths[0])
+            say(f"{study}: {found.state}, {setting(found)}: {place}")
+            if ended:
+                pending.remove(study)
+            if found.state == "stopped":
+                problems.append(f"{study}: stopped: {found.content['stopped']}")
+        if pending:
+            pause(every_s)
+    return problems
 
 
 def _json(content: Any) -> str:

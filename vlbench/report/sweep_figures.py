@@ -179,7 +179,7 @@ def best_so_far(sweep: Sweep) -> Plot | None:
         f"Circles: complete trials. {RINGS} Crosses at the bottom: failed ones."
     )
     if any(sweep.expected(aim) is not None for aim in sweep.aims):
-        caption += " Dashed: the expected best of so many trials."
+        caption += " Dashed: the expected best of so many trials, on the right at the mean time of a trial."
     rows = []
     for aim, found in series.items():
         expected = sweep.expected(aim)
@@ -214,6 +214,9 @@ def _by_trials(axes: Axes, sweep: Sweep, aim: Aim) -> None:
 
 def _by_hours(axes: Axes, sweep: Sweep, aim: Aim, name: str) -> None:
     _best_line(axes, sweep, aim, [spent for _, spent, _ in sweep.best_so_far(aim)])
+    if (expected := sweep.expected(aim)) is not None:
+        each = sweep.hours / len(sweep.trials)
+        axes.plot([each * number for number in expected[0]], expected[1], color=ORANGE, lw=1.8, ls="--", zorder=4)
     axes.ticklabel_format(axis="x", style="plain", useOffset=False)
     axes.locator_params(axis="x", nbins=5)
     _finish(axes, f"Best so far: {aim.title}", f"{name} of training")
