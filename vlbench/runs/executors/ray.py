@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import importlib.util
+import logging
 import math
 import os
 import secrets
@@ -60,6 +61,7 @@ class RayExecutor:
         self.jobs, self.device, self.per_device = jobs, device, per_device
         self.address, self.resources = address, dict(resources)
         self._proved: set[tuple[str, str]] = set()
+        self._ray: Any = None
 
     # --- before anything runs ---
 
@@ -92,18 +94,13 @@ class RayExecutor:
 
     def _connected(self) -> Any:
         """Ray, connected. Raises EnvironmentProblem if the address does not answer."""
+        if self._ray is not None:
+            return self._ray
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        if self.address == "local" or _on_loopback_only(self.address):
-            # Read when ray is imported: "one machine only". Else a cluster listens on every network, and the address
-            # 127.0.0.1 is taken for the one that other machines know.
-            os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
-        if self.address == "local" and "RAY_AUTH_MODE" not in os.environ:  # other people of this machine stay out, and
-            os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}  # no file is written
-        ray = importlib.import_module("ray")
-        if ray.is_initialized():
-            return ray
         settings: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
         if self.address == "local":
+            if "RAY_AUTH_MODE" not in os.environ:  # other people of this machine stay out, and no file is written
+                os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
             cores = self.jobs or os.cpu_count() or 1
             settings |= {
                 "num_cpus": cores,
@@ -111,8 +108,17 @@ class RayExecutor:
                 "include_dashboard": False,
                 "object_store_memory": OBJECT_STORE_BYTES,
             }
-        elif self.address != "auto":
+        else:
+            self.address = _running_here() if self.address == "auto" else self.address
             _answers(self.address)
+        if self.address == "local" or _on_loopback_only(self.address):
+            # Read when ray is imported: "one machine only". Else a cluster listens on every network, and the address
+            # 127.0.0.1 is taken for the one that other machines know.
+            os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+        ray = importlib.import_module("ray")
+        if ray.is_initialized():
+            self._ray = ray
+            return ray
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of what a next version will do about GPUs that nobody asked for
@@ -122,6 +128,8 @@ class RayExecutor:
                 f"no Ray cluster answers at {self.address} ({_line(error)})",
                 hint="start one with: ray start --head; RAY_AUTH_MODE=token for one that asks for a token",
             ) from error
+        _hush()
+        self._ray = ray
         return ray
 
     def _on_gpus(self, have: Mapping[str, float]) -> bool:
@@ -278,6 +286,32 @@ def _seen_here(path: Path, word: str) -> str | None:
     if found != word or version != __version__:
         return f"has vlbench {version or 'unknown'}, and here is {__version__}"
     return None
+
+
+def _hush() -> None:
+    """Keep what Ray prints about a machine that it lost, a page of its logs, off stdout: results belong there. The news
+    itself is the cause in ``Finished.died``.
+    """
+    worker = importlib.import_module("ray._private.worker")
+    if hasattr(worker, "print_to_stdstream"):  # there is no setting for it
+        worker.print_to_stdstream = lambda data, *_, **__: logging.getLogger("vlbench.ray").debug("%s", data)
+
+
+def _running_here() -> str:
+    """The address of the cluster that ``ray start`` began on this machine. Raises EnvironmentProblem if there is none.
+
+    Ray's own search would also find the private cluster of another command, and wait for it to let us in.
+    """
+    if named := os.environ.get("RAY_ADDRESS"):
+        return named
+    folder = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
+    try:
+        return (Path(folder) / "ray" / "ray_current_cluster").read_text(encoding="utf-8").strip()
+    except OSError:
+        raise EnvironmentProblem(
+            "no Ray cluster was started on this machine",
+            hint="start one with: ray start --head, or name another's --address HOST:PORT",
+        ) from None
 
 
 def _answers(address: str) -> None:
