@@ -59,7 +59,13 @@ def test_a_written_command_parses(line):
         assert "does not exist" in error.format_message()
 
 
-RUNNABLE = [line for line in examples() if re.match(r"vlbench (list|show|ablate|train|runs list|runs ledger|runs prune --weights --dry-run|data list)", line)]
+RUNNABLE = [
+    line
+    for line in examples()
+    if re.match(
+        r"vlbench (list|show|doctor|ablate|train|runs list|runs ledger|runs prune --weights --dry-run|data list)", line
+    )
+]
 
 
 @pytest.mark.parametrize("line", RUNNABLE)
