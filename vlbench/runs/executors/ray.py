@@ -179,6 +179,8 @@ class RayExecutor:
 
 def _work(specs: list[str], options: Options) -> str | None:
     """The task: None, or why there is no answer. It is sent by its name, so every machine needs vlbench installed."""
+    if not Path(options.store).is_dir():  # a machine that came after the others were asked
+        return f"{socket.gethostname()} does not see the store at {options.store}"
     try:
         work_on(specs, options)
     except Exception as error:
@@ -292,7 +294,7 @@ def _hush() -> None:
     """Keep what Ray prints about a machine that it lost, a page of its logs, off stdout: results belong there. The news
     itself is the cause in ``Finished.died``.
     """
-    worker = importlib.import_module("ray._private.worker")
+    worker: Any = importlib.import_module("ray._private.worker")
     if hasattr(worker, "print_to_stdstream"):  # there is no setting for it
         worker.print_to_stdstream = lambda data, *_, **__: logging.getLogger("vlbench.ray").debug("%s", data)
 
