@@ -157,12 +157,25 @@ class ArmCard:
 
 
 @dataclass(frozen=True, slots=True)
+class FactorCard:
+    """A factor of a design that is no component of a slot: card keys that put it into the base variant."""
+
+    name: str
+    title: str
+    set: Mapping[str, Scalar]
+    reason: str = ""  # why it changes more than one thing
+    origin: str = "derived"
+
+
+@dataclass(frozen=True, slots=True)
 class Ablation:
     """A question about a component, or several: one card in ``ablations/``, or derived from the component's slot.
 
     title: the component as people write it, such as Bi-CMF. hypothesis: what its author expects, written down before
     any number; empty where nobody did. components, design: of a card that crosses several components, which has no arms
-    of its own. tuning: whether every arm has the card's tuned values, none, or those of a sweep of its own.
+    of its own; factors: those that the card states itself, in the order of components. corrupt: families of noise that
+    the finished arms are scored under. tuning: whether every arm has the card's tuned values, none, or those of a sweep
+    of its own.
     """
 
     name: str
@@ -179,6 +192,8 @@ class Ablation:
     components: tuple[str, ...] = ()
     design: DesignKind | None = None
     tuning: Tuning = "inherit"
+    factors: tuple[FactorCard, ...] = ()
+    corrupt: tuple[str, ...] = ()
 
 
 SamplerKind = Literal["tpe", "random", "qmc", "gp"]

@@ -9,7 +9,17 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from vlbench import catalog
-from vlbench.cards.kinds import Ablation, ArmCard, Budget, DesignKind, PrunerKind, SamplerKind, Tuning, Variant
+from vlbench.cards.kinds import (
+    Ablation,
+    ArmCard,
+    Budget,
+    DesignKind,
+    FactorCard,
+    PrunerKind,
+    SamplerKind,
+    Tuning,
+    Variant,
+)
 from vlbench.cards.published import reported_of
 from vlbench.cards.read import Schema, line_of, load_toml, validate
 from vlbench.cards.resolve import resolve
@@ -26,11 +36,20 @@ class ArmTable(Schema):
     reason: str = ""
 
 
+class FactorTable(Schema):
+    """One ``[[factor]]`` of an ablation card that crosses several."""
+
+    name: str
+    title: str = ""
+    set: dict[str, bool | int | float | str]
+    reason: str = ""
+
+
 class AblationCard(Schema):
-    """A card in ``ablations/``: one component with its arms, or several components with a design."""
+    """A card in ``ablations/``: one component with its arms, or several components or factors with a design."""
 
     component: str = ""
-    components: list[str] = []
+    components: list[str] = Field(default=[])
     design: DesignKind = "factorial"
     title: str = ""
     question: str
@@ -41,7 +60,9 @@ class AblationCard(Schema):
     primary: list[str] = Field(default=["mr-map", "hd-map"], min_length=1)
     margin: float = Field(default=0.5, gt=0)
     tuning: Tuning = "inherit"
-    arm: list[ArmTable] = []
+    corrupt: list[str] = Field(default=[])
+    arm: list[ArmTable] = Field(default=[])
+    factor: list[FactorTable] = Field(default=[])
 
 
 class SweepCard(Schema):
@@ -94,9 +115,10 @@ def load_ablation(name: str, root: Path) -> Ablation:
     path = _find("ablations", "ablation", name, root, None)
     table, text = load_toml(path)
     card = validate(AblationCard, table, path, text)
-    if bool(card.component and card.arm) == bool(card.components):
+    kinds = [bool(card.component and card.arm), bool(card.components), bool(card.factor)]
+    if sum(kinds) != 1:
         raise CardError(
-            "an ablation card has a component with [[arm]] tables, or components with a design",
+            "an ablation card has a component with [[arm]] tables, or components, or [[factor]] tables, with a design",
             where=f"{path}:{line_of(text, ['components']) or line_of(text, ['component']) or 1}",
         )
     for metric in card.primary:
@@ -110,12 +132,25 @@ def load_ablation(name: str, root: Path) -> Ablation:
         ArmCard(arm.name, arm.set, arm.reason, f"{path}:{line_of(text, ['arm', index, 'set']) or 1}")
         for index, arm in enumerate(card.arm)
     )
+    factors = tuple(
+        FactorCard(
+            one.name,
+            one.title or one.name,
+            one.set,
+            one.reason,
+            f"{path}:{line_of(text, ['factor', index, 'set']) or 1}",
+        )
+        for index, one in enumerate(card.factor)
+    )
+    components = tuple(card.components) or tuple(one.name for one in factors)
     return Ablation(
         name=path.stem,
-        component=card.component or ", ".join(card.components),
+        component=card.component or ", ".join(components),
         title=card.title,
-        components=tuple(card.components),
-        design=card.design if card.components else None,
+        components=components,
+        design=card.design if components else None,
+        factors=factors,
+        corrupt=tuple(card.corrupt),
         question=card.question,
         hypothesis=card.hypothesis,
         arms=arms,

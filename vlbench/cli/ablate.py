@@ -33,6 +33,8 @@ Examples:
   vlbench ablate --component fra --component bicmf --component unijfm --design factorial --dry-run
   vlbench ablate --component fra --component noise --design one-out --seeds 2 --dry-run
   vlbench ablate --component fra --until-decided --max-seeds 10 --dry-run
+  vlbench ablate --component fra --seeds 2 --corrupt gauss --corrupt clip_drop --dry-run
+  vlbench ablate --component hd_noise --dry-run
 """,
 )
 @click.option(
@@ -72,6 +74,20 @@ Examples:
 @click.option(
     "--allow-unequal-budget", is_flag=True, help="Compare arms whose tuning budgets differ; the report says so."
 )
+@click.option(
+    "--corrupt",
+    "corrupt",
+    multiple=True,
+    metavar="FAMILY",
+    help="Then score the finished arms under this family of noise, as vlbench stress does; all: the battery. "
+    "Repeatable. [default: the ablation card's]",
+)
+@click.option("--train-on", metavar="NAME", help="The same as --dataset, beside --score-on.")
+@click.option(
+    "--score-on",
+    metavar="NAME",
+    help="Then score the fits on this dataset too, with the same encoders, and test what of the benefit is retained.",
+)
 @options.how
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), default=Path("reports"), show_default=True)
 @click.option("--dry-run", is_flag=True, help="Print the plan and stop.")
@@ -93,6 +109,9 @@ def ablate(
     tuning: str | None,
     budget: str | None,
     allow_unequal_budget: bool,
+    corrupt: tuple[str, ...],
+    train_on: str | None,
+    score_on: str | None,
     **how: Any,
 ) -> int:
     """Ask whether a component helps: train what is missing, test, print the verdict and write the report.
@@ -112,6 +131,12 @@ def ablate(
         raise click.UsageError("--until-decided chooses the number of seeds: use --max-seeds instead of --seeds.")
     if max_seeds is not None and not until_decided:
         raise click.UsageError("--max-seeds belongs to --until-decided.")
+    if train_on is not None and dataset is not None:
+        raise click.UsageError("--train-on and --dataset name the same thing: leave one out.")
+    if train_on is not None and score_on is None:
+        raise click.UsageError("--train-on goes with --score-on; alone it is --dataset.")
+    if score_on is not None and until_decided:
+        raise click.UsageError("--score-on needs a number of seeds: use --seeds instead of --until-decided.")
     from vlbench.report.words import counted
     from vlbench.runs.store import Store
     from vlbench.workspace import find
@@ -122,7 +147,7 @@ def ablate(
         components,
         design,
         variant,
-        dataset,
+        train_on or dataset,
         features,
         settings,
         precision,
@@ -152,7 +177,41 @@ def ablate(
         status, decided = _conduct(plan, heading, store, workspace.root, run)
         if status or decided or run.dry_run:
             break
+    if score_on is not None and not status:
+        status = _score_on(plan, score_on, choices, store, workspace, run)
+    families = corrupt or choices.question.ablation.corrupt
+    if families and not status:
+        from vlbench.cli.stress import stress_arms
+
+        status = stress_arms(plan, families, choices.dataset, store, workspace.root, run)
     return status
+
+
+def _score_on(plan: Plan, name: str, choices: Choices, store: Store, workspace: Any, how: How) -> int:
+    """Score the fits of a plan on another dataset, report them there, and test what of each benefit is retained."""
+    from dataclasses import replace
+
+    from rich.console import Console
+
+    from vlbench.cli.view import PIPE_WIDTH
+    from vlbench.data.base import open_dataset
+    from vlbench.studies.plan import scored_on
+
+    other = open_dataset(name, workspace)
+    command = f"{plan.command} {options.command_line(score_on=name).removeprefix('vlbench ')}"
+    there = scored_on(plan, choices.dataset, other, store, study=f"{plan.study}-on-{name}", command=command)
+    status, _ = _conduct(there, f"the same fits · scored on {name}", store, workspace.root, replace(how, as_json=False))
+    if status or how.dry_run:
+        return status
+    from vlbench.report.transfer import retained, terminal, write
+
+    found = retained(store, plan.study, there.study, allow_missing=how.allow_missing or how.collect)
+    width = None if sys.stdout.isatty() else PIPE_WIDTH
+    Console(highlight=False, width=width, stderr=how.as_json).print(terminal(found))
+    paths = write(found, how.out)
+    page = next(path for path in paths if path.suffix == ".html")
+    click.echo(f"report: {page}", err=how.as_json)
+    return 0
 
 
 LOOKS = (5, 10, 20)  # seeds per arm; statistics of the spending are in vlbench.stats.sequential

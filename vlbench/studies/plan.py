@@ -218,6 +218,71 @@ def make_plan(
     )
 
 
+def scored_on(plan: Plan, trained_on: Dataset, other: Dataset, store: Store, *, study: str, command: str) -> Plan:
+    """The fits of a plan, scored on the reporting split of another dataset with the same encoders.
+
+    Raises: DataError, with the reason, if the other dataset lacks an encoder, has it in another width, asks for another
+        model, or has no annotations for any primary metric.
+    """
+    for arm in plan.arms:
+        _require_same_inputs(arm.variant.features, trained_on, other)
+    if trained_on.trains != other.trains:
+        tasks = [", ".join(sorted(dataset.trains)) for dataset in (trained_on, other)]
+        raise DataError(
+            f"fits on {trained_on.name} learn {tasks[0]} and {other.name} asks for {tasks[1]}: their models differ",
+            where="--score-on",
+        )
+    known = tuple(name for name in plan.primary if _applies(name, other))
+    if not known:
+        raise DataError(
+            f"none of the primary metrics ({', '.join(plan.primary)}) can be measured on {other.name}",
+            where="--score-on",
+        )
+    references: dict[Features, DataRef] = {}
+    for arm in plan.arms:
+        features = arm.variant.features
+        if features not in references:
+            other.require(features, ("report",))
+            prints = {"report": other.fingerprint("report", features)}
+            references[features] = DataRef(other.name, prints, tuple(sorted(other.tasks)))
+    cells = []
+    for cell in plan.cells:
+        score = score_of(cell.fit, references[cell.fit.variant.features])
+        status, reason = _state(store, cell.fit, score)
+        cells.append(replace(cell, score=score, status=status, reason=reason))
+    notes = (*plan.notes, f"fits of {trained_on.name}, scored on {other.name}")
+    return replace(
+        plan,
+        study=study,
+        command=command,
+        dataset=other.name,
+        split=other.split_rule("report"),
+        primary=known,
+        cells=tuple(cells),
+        notes=notes,
+    )
+
+
+def _require_same_inputs(features: Features, first: Dataset, second: Dataset) -> None:
+    for kind, names in (("video", features.video), ("text", features.text)):
+        known = [getattr(dataset, f"{kind}_encoders") for dataset in (first, second)]
+        for name in names:
+            if name not in known[1]:
+                has = ", ".join(known[1]) or "none"
+                raise DataError(
+                    f'fits on {first.name} read the {kind} encoder "{name}", which {second.name} does not have',
+                    where="--score-on",
+                    hint=f"its {kind} encoders: {has}; choose shared ones with --features",
+                )
+            if known[0][name] != known[1][name]:
+                raise DataError(
+                    f"the {kind} encoder {name} has {known[0][name]} columns in {first.name} and {known[1][name]} in "
+                    f"{second.name}: a model of the one cannot read the other",
+                    where="--score-on",
+                    hint="extract both from one encoder",
+                )
+
+
 def look_again(cell: Planned, store: Store) -> Planned:
     """The same cell with the store's present state."""
     status, reason = _state(store, cell.fit, cell.score)
