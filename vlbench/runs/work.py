@@ -5,6 +5,7 @@ A worker writes files and nothing else. It knows no tracker, no study and no rep
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import shutil
@@ -54,7 +55,7 @@ def run_cells(specs: Sequence[str], options: Options) -> None:
     """
     _settle(options)
     store = Store(Path(options.store))
-    _free_leftovers(store)
+    _free_leftovers(store.root)
     cells = [from_spec(json.loads(text)) for text in specs]
     spoiled = [cell for cell in cells if isinstance(cell, Score) and cell.corruption is not None]
     cells = [cell for cell in cells if not (isinstance(cell, Score) and cell.corruption is not None)]
@@ -231,10 +232,12 @@ def _free(fit: str, store: Store) -> None:
     shutil.rmtree(store.folder(fit) / EPOCH_WEIGHTS, ignore_errors=True)
 
 
-def _free_leftovers(store: Store) -> None:
+@functools.cache  # once in a process: in a full store it may read thousands of records
+def _free_leftovers(root: Path) -> None:
     """Delete scratch weights that a kill between a score's record and their deletion has left."""
     from vlbench.train.loop import EPOCH_WEIGHTS
 
+    store = Store(root)
     kept = {path.parent.name for path in store.root.glob(f"cells/*/*/{EPOCH_WEIGHTS}")}
     waiting = {fit for fit in kept if store.record(fit) is not None}
     if not waiting:
