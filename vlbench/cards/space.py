@@ -64,6 +64,12 @@ class Dimension:
         digits = DIGITS if self.step is None else 12  # of a grid, only what its own arithmetic has blurred
         return min(max(float(f"{value:.{digits}g}"), self.low), self.high)
 
+    def holds(self, value: Scalar) -> bool:
+        """Whether a value is one of the choices, or inside the range."""
+        if self.kind == "choices":
+            return value in self.choices
+        return not isinstance(value, str) and self.low <= value <= self.high
+
     @property
     def steps(self) -> int:
         """How many values a stepped range has."""

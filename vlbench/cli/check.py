@@ -120,7 +120,7 @@ def _golden(folder: Path) -> list[CaseResult]:
 
 
 def _cards(names: tuple[str, ...]) -> list[CaseResult]:
-    from vlbench.cards.library import cards, load_variant
+    from vlbench.cards.library import cards, load_sweep, load_variant
     from vlbench.errors import VlbenchError
     from vlbench.testing import CaseResult
     from vlbench.workspace import find
@@ -142,6 +142,12 @@ def _cards(names: tuple[str, ...]) -> list[CaseResult]:
         except VlbenchError as error:
             detail, ok = str(error), False
         results.append(CaseResult(f"ablations/{name}", ok, "", 0.0, 0.0, detail))
+    for name in () if names else cards("sweeps", workspace.root):
+        try:
+            detail, ok = f"{load_sweep(name, workspace.root).trials} trials", True
+        except VlbenchError as error:
+            detail, ok = str(error), False
+        results.append(CaseResult(f"sweeps/{name}", ok, "", 0.0, 0.0, detail))
     return results
 
 
@@ -149,6 +155,7 @@ def _step(variant: Any, workspace: Any) -> str:
     """Build the variant for planted data and make one training step; returns its size."""
     import torch
 
+    from vlbench.cards.space import space_of
     from vlbench.cli.options import DEFAULT_DATASET
     from vlbench.data.base import open_dataset
     from vlbench.data.packed import Packed
@@ -165,6 +172,8 @@ def _step(variant: Any, workspace: Any) -> str:
     cpu = torch.device("cpu")
     losses = Criterion.of(variant, dataset.trains)(model(to_inputs(batch, cpu)), to_targets(batch, cpu), epoch=0)
     losses.total.backward()  # type: ignore[no-untyped-call]
+    if variant.search:
+        space_of(variant)
     if not bool(torch.isfinite(losses.total)):
         raise Diverged(f"the loss of {variant.name} is {float(losses.total.detach())} on planted data")
     return f"{parameters_of(model):,} parameters on {dataset.name}, one step, loss {float(losses.total.detach()):.3g}"

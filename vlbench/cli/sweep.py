@@ -32,7 +32,7 @@ Examples:
   vlbench sweep
   vlbench sweep --status
   vlbench sweep --variant videolights_quick --sweep random --trials 4 --set train.epochs=3
-  vlbench sweep --variant qd_detr --variant videolights --sweep default --dry-run
+  vlbench sweep --variant videolights --variant videolights_described --sweep default --dry-run
   vlbench sweep --storage postgresql+psycopg://user@host/sweeps --executor ray --dry-run
 """,
 )

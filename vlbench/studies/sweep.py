@@ -53,7 +53,7 @@ from typing import Any, Literal
 from vlbench import catalog
 from vlbench.canon import canonical
 from vlbench.cards.kinds import Arm, Budget, Variant, against_baseline
-from vlbench.cards.resolve import edit
+from vlbench.cards.resolve import edit, flatten
 from vlbench.cards.space import Space, changes, space_of
 from vlbench.data.base import Dataset
 from vlbench.errors import CardError, DataError, StoreError
@@ -213,6 +213,10 @@ def make_sweep(
     space = space_of(base, fixed=fixed)
     if left := [key for key in base.search if key in fixed]:
         notes.append(f"not varied, because set otherwise: {', '.join(left)}")
+    now = flatten(base)
+    for one in space.dimensions:
+        if one.key in now and not one.holds(now[one.key]):
+            notes.append(f"the card's own {one.key} = {now[one.key]} is not in the space ({one})")
     objective = tuple(name for name in card.objective if catalog.metrics[name].facts["task"] in dataset.tasks)
     if missing := [name for name in card.objective if name not in objective]:
         notes.append(f"{', '.join(missing)}: not measured, {dataset.name} has no annotations for it")
