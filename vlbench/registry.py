@@ -70,7 +70,8 @@ class Registry:
         try:
             return self._entries[name]
         except KeyError:
-            raise CardError(f'"{name}" is not a {self.kind}', hint=suggestion(name, self._entries)) from None
+            article = "an" if self.kind[0] in "aeiou" else "a"
+            raise CardError(f'"{name}" is not {article} {self.kind}', hint=suggestion(name, self._entries)) from None
 
     def __contains__(self, name: object) -> bool:
         return name in self._entries

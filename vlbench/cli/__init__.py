@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import sys
 from collections.abc import Sequence
@@ -30,6 +31,9 @@ _COMMANDS = {
     "compare": "vlbench.cli.compare:compare",
     "runs": "vlbench.cli.runs:runs",
 }
+
+# What a place on a disk can refuse; another error of the system is a bug and keeps its traceback.
+_REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.EISDIR}
 
 
 class _Lazy(click.Group):
@@ -91,4 +95,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except BrokenPipeError:  # the reader of our output went away, as head does
         sys.stderr.close()
         sys.exit(1)
+    except OSError as error:
+        if error.errno not in _REFUSED or error.filename is None:
+            raise
+        click.echo(f"error: {error.filename}: cannot be read or written: {error.strerror}", err=True)
+        sys.exit(2)
     sys.exit(status if isinstance(status, int) else 0)

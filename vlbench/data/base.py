@@ -332,7 +332,9 @@ def open_dataset(name: str, workspace: Workspace) -> Dataset:
     if declaration is not None:
         return declared(declaration, workspace.store)
     if name not in catalog.datasets:
-        raise CardError(f'"{name}" is not a dataset', hint=suggestion(name, dataset_names(workspace)))
+        known = suggestion(name, dataset_names(workspace))
+        hint = f"{known}; one of your own is declared under [datasets.{name}] in vlbench.toml"
+        raise CardError(f'"{name}" is not a dataset', hint=hint)
     dataset: Dataset = catalog.datasets[name].load()()
     return dataset
 

@@ -20,11 +20,14 @@ def export(dataset: Dataset, folder: Path, name: str) -> list[Path]:
 
     Args: name: of the dataset in the declaration.
     Returns: what was written: the annotation files, the encoders' folders, the declaration.
-    Raises: DataError if the folder has something in it.
+    Raises: DataError if the folder has something in it, or cannot be made.
     """
     if folder.is_dir() and any(folder.iterdir()):
         raise DataError("the folder is not empty", where=folder, hint="name a new one")
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"cannot be made: {error.strerror}", where=folder, hint="name another folder") from None
     written = []
     for split in dataset.splits.values():
         path = folder / f"{split.name}.jsonl"
