@@ -17,7 +17,7 @@ from vlbench.corrupt.severities import Severities
 from vlbench.data.base import open_dataset
 from vlbench.data.packed import Packed, channel_moments
 from vlbench.data.planted import QUICK, planted, varied
-from vlbench.errors import CardError
+from vlbench.errors import CardError, DataError, StoreError
 from vlbench.registry import Entry
 from vlbench.runs.cells import DataRef, Fit, from_spec, score_of, to_spec
 from vlbench.runs.store import Store
@@ -186,6 +186,7 @@ def test_places_masks_and_padding_stay(split, moments, family):
     clean = next(split.evaluation(16))[1]
     levels = [corruption(family, level) for level in range(1, 6)]
     _, batches = next(split.spoiled(16, levels, noise_of(levels[0], split, moments)))
+    batches = list(batches)
     for batch in batches:
         assert np.array_equal(batch.clips[..., -2:], clean.clips[..., -2:])  # where each clip starts and ends
         assert np.array_equal(batch.clip_mask, clean.clip_mask)
@@ -386,6 +387,28 @@ def test_noise_on_the_saliency_that_guides_moments_changes_moments_and_no_highli
     assert 0.98 < weak < 1 and 0.2 < strong < 0.7  # Spearman of handed to clean saliency
     shuffled, constant, _ = (world.store.record(cell.id)["kept"] for cell in anchors)
     assert abs(shuffled) < 0.1 and constant is None
+
+
+def test_a_bench_measures_what_amounts_cost(workspace):
+    from vlbench.runs.spoiled import Bench
+
+    world = World(workspace)
+    with pytest.raises(StoreError):
+        Bench(world.store, world.fit.id, world.reporting, world.variant.features, world.options)
+    world.run(world.fit)
+    bench = Bench(world.store, world.fit.id, world.reporting, world.variant.features, world.options)
+    nothing, all_of_it, shuffled = (
+        bench.lost(family, amounts, metrics=("hd-map",), draws=2)
+        for family, amounts in (("clip_drop", [0.0]), ("query_blank", [1.0, 1.0]), ("shuffle", [1.0, math.inf]))
+    )
+    assert nothing == [0.0] and all_of_it[0] == all_of_it[1] and shuffled[0] == 0.0 != shuffled[1]
+    record = world.run(level := world.score("query_blank", 5)) or world.store.record(level.id)
+    clean = bench.clean(("hd-map",))["hd-map"]
+    assert all_of_it[0] == pytest.approx(1 - record["summary"]["selected/hd-map"] / clean)
+    with pytest.raises(DataError, match="clean score of hd-ap"):
+        bench.lost("clip_drop", [0.5], metrics=("hd-ap",))
+    with pytest.raises(CardError, match='has no video encoder "blip2"'):
+        bench.run([corruption("gauss", 1, encoder="blip2")])
 
 
 # --- training ---------------------------------------------------------------------------------------------------------

@@ -66,20 +66,16 @@ class Split:
 
     def spoiled(
         self, batch_size: int, corruptions: Sequence[Corruption], noise: Noise
-    ) -> Iterator[tuple[list[Query], list[Batch]]]:
+    ) -> Iterator[tuple[list[Query], Iterator[Batch]]]:
         """All queries in file order, each batch without targets and once under every corruption of inputs.
 
-        Features are read once and every base field of ``noise`` is drawn once. A corruption of anything else leaves
-        the batch as it is.
+        Features are read once and every base field of ``noise`` is drawn once; a batch is made when it is asked for,
+        which has to be before the next ones. A corruption of anything else leaves the batch as it is.
         """
         for start in range(0, len(self), batch_size):
             rows = range(start, min(start + batch_size, len(self)))
             samples = [self._sample(row) for row in rows]
-            batches = []
-            for corruption in corruptions:
-                given = [self._under(sample, corruption, noise) for sample in samples]
-                batches.append(collate([(sample.query.qid, *combine(*_parts(sample)), None) for sample in given]))
-            yield [self.queries[row] for row in rows], batches
+            yield [self.queries[row] for row in rows], (self._spoiled(samples, one, noise) for one in corruptions)
             noise.forget()
 
     def mislabelled(self, corruption: Corruption) -> Split:
@@ -97,6 +93,10 @@ class Split:
             words=_cut(self.features.text, words),
             touched=(),
         )
+
+    def _spoiled(self, samples: Sequence[Sample], corruption: Corruption, noise: Noise) -> Batch:
+        given = [self._under(sample, corruption, noise) for sample in samples]
+        return collate([(sample.query.qid, *combine(*_parts(sample)), None) for sample in given])
 
     def _under(self, sample: Sample, corruption: Corruption, noise: Noise) -> Sample:
         if corruption.on not in INPUTS:
