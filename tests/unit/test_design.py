@@ -100,7 +100,13 @@ def test_a_half_fraction_has_half_of_the_cells_and_clear_main_effects(components
     assert len(pairs) == (3 if count == 4 else 10)
     if count == 4:
         claim = next(claim for claim in of_kind(question, "interaction") if claim.components == components[:2])
-        assert claim.name == "FRA x Bi-CMF (or Uni-JFM x alignment)"
+        assert claim.name.startswith("FRA x Bi-CMF + Uni-JFM x ")  # the weights give the sum, not one of the two
+
+        def both(x):
+            return 6 * (x[0] - 0.5) * (x[1] - 0.5) - 6 * (x[2] - 0.5) * (x[3] - 0.5)
+
+        assert value(claim, question, both) == pytest.approx(0.0)
+        assert any("of which only the sum is known" in note for note in question.notes)
     assert not of_kind(question, "shapley") and any("--design factorial" in note for note in question.notes)
 
 
@@ -117,6 +123,7 @@ def test_many_components_are_built_up_in_sampled_orders(base, dataset):
     (total,) = of_kind(question, "total")
     assert sum(shares) == pytest.approx(value(total, question, response))
     assert question.claims[0].kind == "shapley"
+    assert any("a sample of the orders" in note for note in question.notes)
 
 
 def test_the_orders_belong_to_the_names(base):

@@ -10,6 +10,7 @@ from vlbench.errors import PlanError
 from vlbench.report.compare import compare
 from vlbench.report.formats import as_json, to_csv, to_latex, to_markdown
 from vlbench.report.frame import read
+from vlbench.report.latex import as_good_as_the_best
 from vlbench.report.methods import cautions, methods
 from vlbench.report.page import Report, study_page
 from vlbench.report.tables import effects_table, means_table, metric_table
@@ -116,6 +117,23 @@ def test_a_component_that_is_worth_less_among_others_is_redundant(lattice):
     assert sum(shares.values()) == pytest.approx(1) and max(shares, key=shares.get) == "A"
 
 
+def test_half_of_a_lattice_names_both_interactions_of_a_sum(tmp_path):
+    letters = "abcd"
+    names = {cell: f"cell {cell}" for cell in factorial.cells(4) if cell.count("0") % 2 == 0}
+    mains, pair = factorial.effect(4, [0]), factorial.effect(4, [0, 1])
+    claims = [
+        {"name": name, "kind": kind, "components": list(of), "plus": "with", "minus": "without",
+         "weights": {names[cell]: 2 * weight for cell, weight in weights.items() if cell in names}}
+        for name, kind, of, weights in (("A", "main", "a", mains), ("A x B + C x D", "interaction", "ab", pair))
+    ]  # fmt: skip
+    factors = [{"name": x, "title": x.upper()} for x in letters]
+    design = {"kind": "fractional", "factors": factors, "cells": names}
+    scores = make_scores(dict.fromkeys(names.values(), 0.0))
+    found = compare(read(build_store(tmp_path, scores, extra={"claims": claims, "design": design}), "ablate-fra"))
+    of = [row[1].text for row in effects_table(found, "mr-map").rows]
+    assert of == ["A", "A x B + C x D"] and "A $\\times$ B + C $\\times$ D" in to_latex(found)
+
+
 # --- looks ------------------------------------------------------------------------------------------------------------
 
 
@@ -183,6 +201,19 @@ def test_a_look_is_about_runs_and_says_so(tmp_path):
     assert "Welch's t" in said["Interval and p"] and "level of this look" in said["Verdict"]
     titles = [column.title for column in metric_table(found, "mr-map").columns]
     assert "p (look)" in titles and "p (Holm)" not in titles
+
+
+def test_bold_at_a_look_is_for_the_population_and_level_of_the_verdicts(tmp_path):
+    rng = np.random.default_rng(5)
+    query = rng.normal(0, 0.3, 40)  # arms differ from query to query, and hardly from run to run
+    base = 0.5 + np.zeros((4, 40)) + rng.normal(0, 0.001, (4, 1))
+    arms = {"baseline": base + 0.01, "without FRA": np.clip(0.5 + (query - query.mean()) + base - 0.5, 0, 1)}
+    scores = {name: {"mr-map": np.round(table, 5)} for name, table in arms.items()}
+    kwargs = {"primary": ["mr-map"], "shared_videos": False}
+    found = compare(read(build_store(tmp_path, scores, extra={"looks": [4, 8]}, **kwargs), "ablate-fra"))
+    assert found.rows[0].survives and len(as_good_as_the_best(found, "mr-map")) == 1
+    assert "0.05 spent over the looks" in to_latex(found)
+    assert "re-training, on new queries like these" in to_latex(found, "se")
 
 
 def test_a_study_is_decided_when_no_look_can_change_it(tmp_path):

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from vlbench.report import words
-from vlbench.report.compare import ALPHA, Comparison
+from vlbench.report.compare import ALPHA, Comparison, orders
 from vlbench.report.frame import title_of
 from vlbench.report.latex import tex
 from vlbench.report.methods import population
@@ -299,8 +299,8 @@ def _inference(comparison: Comparison) -> Iterator[str]:
         )
     if "shapley" in kinds:
         yield (
-            "A component's Shapley value is its gain averaged over all orders of building up the model; the values sum "
-            f"to full minus empty{_cite('shapley1953')}."
+            f"A component's Shapley value is its gain averaged over {orders(frame)} of building up the model; the "
+            f"values sum to full minus empty{_cite('shapley1953')}."
         )
     clustered = "" if frame.clusters is None else ", queries clustered by source video"
     yield f"Differences are in points (100 times the score), for {tex(population(comparison))}{clustered}."

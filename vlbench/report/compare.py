@@ -518,6 +518,24 @@ def _answer(comparison: Comparison, claim: Claim) -> str:
     return text + "."
 
 
+def effect_of(frame: Frame, claim: Claim) -> str:
+    """The components of an effect: ``FRA x Bi-CMF``. In half of the cells of four components only the sum of two
+    interactions is known, and both are named.
+    """
+    named = " x ".join(frame.title_of_component(component) for component in claim.components)
+    design = frame.design
+    if design is None or design.kind != "fractional" or claim.kind != "interaction":
+        return named
+    others = [factor.title for factor in design.factors if factor.name not in claim.components]
+    return f"{named} + {' x '.join(others)}" if len(others) == len(claim.components) else named
+
+
+def orders(frame: Frame) -> str:
+    """The orders of building the model up that Shapley values are averaged over."""
+    sampled = frame.design is not None and frame.design.kind == "fractional"
+    return "a sample of the orders" if sampled else "all orders"
+
+
 def sign(comparison: Comparison) -> str:
     """What a difference is, so that above zero always speaks for the component."""
     if comparison.lattice:

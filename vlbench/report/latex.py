@@ -11,12 +11,13 @@ from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from vlbench.report import words
-from vlbench.report.compare import ALPHA, Comparison, Row, sign
+from vlbench.report.compare import ALPHA, Comparison, Row, effect_of, sign
 from vlbench.report.frame import title_of
 from vlbench.report.methods import population
-from vlbench.report.tables import KINDS
+from vlbench.report.tables import KINDS, explained
 from vlbench.stats.correct import holm
-from vlbench.stats.design import contrast
+from vlbench.stats.design import PHRASES, contrast
+from vlbench.stats.sequential import plan_looks
 
 Spread = Literal["sd", "se", "ci"]
 SPREADS: Mapping[str, str] = {
@@ -38,16 +39,23 @@ def to_latex(comparison: Comparison, spread: Spread = "sd") -> str:
 
 
 def as_good_as_the_best(comparison: Comparison, metric: str) -> set[str]:
-    """The arm with the highest mean and all that are not significantly worse, Holm over the comparisons with it."""
+    """The arm with the highest mean and all that are not significantly worse, Holm over the comparisons with it; for
+    the population and, at a declared look, at the level of the verdicts.
+    """
     frame = comparison.frame
+    level = (
+        next((look.p for look in plan_looks(frame.looks) if look.seeds == frame.look), ALPHA) if frame.look else ALPHA
+    )
     values = frame.values(metric, comparison.checkpoint)
     best = max(frame.arms, key=lambda arm: comparison.means[arm.name, metric].points).name
     others = [arm.name for arm in frame.arms if arm.name != best]
     clusters = frame.clusters_of(metric)
-    gaps = [contrast(values, {best: 1.0, name: -1.0}, clusters=clusters) for name in others]
+    gaps = [
+        contrast(values, {best: 1.0, name: -1.0}, clusters=clusters, estimand=comparison.estimand) for name in others
+    ]
     # where nothing varies there is no p: equal arms are tied, and arms that differ by a constant are not
     raw = [(1.0 if gap.estimate == 0 else 0.0) if gap.constant else gap.p for gap in gaps]
-    return {best, *(name for name, p in zip(others, holm(raw) if raw else (), strict=True) if p > ALPHA)}
+    return {best, *(name for name, p in zip(others, holm(raw) if raw else (), strict=True) if p > level)}
 
 
 def _arms(comparison: Comparison, spread: Spread, *, differences: bool) -> str:
@@ -89,12 +97,12 @@ def _effects(comparison: Comparison) -> str:
     for claim in dict.fromkeys(row.claim.name for row in found):
         mine = {row.metric: row for row in found if row.claim.name == claim}
         first = next(iter(mine.values())).claim
-        of = " × ".join(frame.title_of_component(name) for name in first.components)
+        of = effect_of(frame, first).replace(" x ", " × ")
         cells = [tex(KINDS[first.kind][0]), tex(of)]
         for metric in comparison.metrics:
             cells += _difference(mine[metric])
         rows.append(cells)
-    said = "; ".join(f"{KINDS[kind][0]}: {KINDS[kind][1]}" for kind in dict.fromkeys(row.claim.kind for row in found))
+    said = explained(frame, list(dict.fromkeys(row.claim.kind for row in found)))
     caption = (
         f"{frame.question} Effects in points. {said}. Brackets: 95% confidence intervals (Student's t) for "
         f"{population(comparison)}, not corrected. p: {_corrected(comparison)} within the effects of one kind. "
@@ -185,17 +193,22 @@ def _corrected(comparison: Comparison) -> str:
 def _caption(comparison: Comparison, spread: Spread, *, differences: bool) -> str:
     frame = comparison.frame
     clustered = "" if frame.clusters is None else f", clustered by {len(set(frame.clusters))} source videos"
+    chosen = "without a choice" if comparison.checkpoint == "last" else frame.selection
     sentences = [
         frame.question,
         f"Dataset {frame.dataset}, split {frame.split}, {words.counted(len(frame.queries), 'query')}{clustered}, "
-        f"{words.counted(len(frame.seeds), 'seed')}; {comparison.checkpoint} checkpoint ({frame.selection}; "
+        f"{words.counted(len(frame.seeds), 'seed')}; {comparison.checkpoint} checkpoint ({chosen}; "
         "one look at the reporting split).",
     ]
     if any(_spread(comparison, arm, metric, spread) is not None for arm, metric in comparison.means):
-        # the interval of a mean speaks about the same population as its arm's verdict
-        sentences.append(SPREADS[spread].format(population=population(comparison)) + ".")
+        # at a declared look verdicts are about runs alone, and means still about runs and queries
+        estimands = {mean.estimand for mean in comparison.means.values()}
+        sentences.append(
+            SPREADS[spread].format(population=words.listed([PHRASES[name] for name in sorted(estimands)])) + "."
+        )
     sentences.append(
-        f"Bold: the best mean of a column and all that are not significantly worse (two-sided, Holm, {ALPHA:g})."
+        "Bold: the best mean of a column and all that are not significantly worse (two-sided, Holm, "
+        + (f"{ALPHA:g})." if frame.look is None else f"{ALPHA:g} spent over the looks).")
     )
     if differences:
         sentences.append(

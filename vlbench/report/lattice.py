@@ -12,7 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from vlbench.report import words
-from vlbench.report.compare import LEVEL, Comparison, Row
+from vlbench.report.compare import LEVEL, Comparison, Row, orders
 from vlbench.report.figures import COLOURS, INK, MUTED, PANEL_WIDTH, RULE, Panel, Plot, limits, short
 from vlbench.report.frame import title_of
 from vlbench.report.tables import Cell, Column, Table
@@ -259,8 +259,8 @@ def waterfall(comparison: Comparison) -> Plot | None:
         return None
     caption = (
         "From the model without any of the components to the one with all of them. Each step is a Shapley value: the "
-        "component's gain averaged over all orders of building the model up, so the steps sum to the whole way. Thin "
-        "bar: the 95% interval of the step."
+        f"component's gain averaged over {orders(comparison.frame)} of building the model up, so the steps sum to the "
+        "whole way. Thin bar: the 95% interval of the step."
     )
     return Plot("shapley", caption, tuple(panels), tuple(table))
 
@@ -317,7 +317,7 @@ def readings_table(comparison: Comparison, metric: str) -> Table | None:
         Column("Component"),
         Column("First in", True, "what the component gains alone, put into the empty model; in points"),
         Column("Last in", True, "what the full model loses without it; in points"),
-        Column("Shapley value", True, "the gain averaged over all orders of building the model up"),
+        Column("Shapley value", True, f"the gain averaged over {orders(comparison.frame)} of building the model up"),
         Column("Last - first", True, "above zero the component gains from the others"),
         Column("SE", True, "of last minus first, in points"),
         Column(

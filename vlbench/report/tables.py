@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 from vlbench import catalog
 from vlbench.report import checkpoints, words
-from vlbench.report.compare import Comparison, Row, sign, subject
-from vlbench.report.frame import ArmFrame, title_of
+from vlbench.report.compare import Comparison, Row, effect_of, orders, sign, subject
+from vlbench.report.frame import ArmFrame, Frame, title_of
 from vlbench.report.methods import SE_NAMES, advice, cautions, notes, setting
 
 if TYPE_CHECKING:
@@ -192,11 +192,16 @@ KINDS = {
     "one-in": ("First in", "what is gained when the component alone is put into the empty model"),
     "shapley": (
         "Shapley value",
-        "the gain averaged over all orders of building the model up; the values sum to the full model minus the empty",
+        "the gain averaged over {orders} of building the model up; the values sum to the full model minus the empty",
     ),
     "total": ("All together", "the full model minus the empty one"),
     "arm": ("Arm", "the arm against the baseline"),
 }
+
+
+def explained(frame: Frame, kinds: Sequence[str]) -> str:
+    """What kinds of claims are, one clause each."""
+    return "; ".join(f"{KINDS[kind][0]}: {KINDS[kind][1].format(orders=orders(frame))}" for kind in kinds)
 
 
 def effects_table(comparison: Comparison, metric: str) -> Table:
@@ -216,10 +221,10 @@ def effects_table(comparison: Comparison, metric: str) -> Table:
     for row in found:
         difference, interval, p, verdict, reach, *_ = _judged(row)
         kind, _ = KINDS[row.claim.kind]
-        of = " x ".join(frame.title_of_component(name) for name in row.claim.components)
+        of = effect_of(frame, row.claim)
         rows.append((Cell(kind, row.name), Cell(of), difference, interval, p, verdict, reach))
     kinds = dict.fromkeys(row.claim.kind for row in found)
-    said = "; ".join(f"{KINDS[kind][0]}: {KINDS[kind][1]}" for kind in kinds)
+    said = explained(frame, list(kinds))
     return Table(f"effects-{metric}", f"{_population(comparison, metric)} {said}.", columns, tuple(rows))
 
 

@@ -66,7 +66,7 @@ def ask_together(
     """The arms and claims of a design over these components of a base variant.
 
     A component's own ablation card says what it means to remove it (the first arm); without one its slot does. card: of
-    the design itself, with its question, if there is one.
+    the design itself, with its question, if there is one; what it states as a factor is added to the base.
 
     Raises: CardError for fewer than two components, a component that cannot be ablated, components that overlap, or a
         design that does not fit their number.
@@ -87,7 +87,13 @@ def ask_together(
             where="--design",
             hint="use --design factorial",
         )
-    parts = [_part(component, base, dataset, root) for component in components]
+    stated = {one.name: one for one in card.factors} if card is not None else {}
+    parts = [
+        Part(Factor(name, stated[name].title), on=stated[name].set, off={})
+        if name in stated
+        else _part(name, base, dataset, root)
+        for name in components
+    ]
     titles = [part.factor.title for part in parts]
     cells = _cells(kind, len(parts), seed_of=components)
     arms = {
@@ -292,12 +298,15 @@ def _effect(
     *,
     aliased: bool = False,
 ) -> Claim:
-    """A main effect or an interaction; in a half fraction every cell weighs twice."""
+    """A main effect or an interaction; in a half fraction every cell weighs twice.
+
+    aliased: the weights give the sum of this interaction and of that of all other components.
+    """
     weights = factorial.effect(len(factors), chosen)
     titles = [factors[i].title for i in chosen]
     name = titles[0] if kind == "main" else " x ".join(titles)
     if aliased:
-        name += f" (or {' x '.join(factor.title for i, factor in enumerate(factors) if i not in chosen)})"
+        name += f" + {' x '.join(factor.title for i, factor in enumerate(factors) if i not in chosen)}"
     if kind == "main":
         plus, minus = f"with {name}", f"without {name}"
     else:
@@ -341,11 +350,16 @@ def _notes(kind: DesignKind, count: int) -> tuple[str, ...]:
     if kind != "fractional":
         return (fixed,)
     if count not in HALVES:
-        return (fixed, "Shapley values are over sampled orders of building up, not over all of them")
+        return (
+            fixed,
+            "Shapley values are over a sample of the orders of building up, not over all of them; their intervals do "
+            "not include which orders were drawn",
+        )
     sharp = (
-        "two-component interactions come in pairs that cannot be told apart"
+        "two-component interactions come in pairs of which only the sum is known, and main effects are right where "
+        "three components do not interact"
         if count == 4
-        else ("two-component interactions are clear of each other, but not of those of three")
+        else "two-component interactions are clear of each other, but not of those of three"
     )
     return (fixed, f"half of the {2**count} cells: {sharp}; --design factorial runs the other half and keeps these")
 
