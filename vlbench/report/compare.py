@@ -233,7 +233,7 @@ class Comparison:
         return len(self.frame.seeds) == 1
 
     @property
-    def estimand(self) -> str:
+    def estimand(self) -> Estimand:
         """The population that the verdicts speak about: "general", or "checkpoint" with a single seed."""
         return self.rows[0].contrast.estimand
 
