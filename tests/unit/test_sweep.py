@@ -332,6 +332,17 @@ def test_a_study_is_conducted_by_one_process(finished, tmp_path):
     first.close()
 
 
+def test_a_study_that_someone_else_writes_to_is_left_alone(tmp_path):
+    root = tiny(tmp_path / "w")
+    budget(root, pruner="none", trials=2, batch=1)
+    news = go(root, sweep_of(root))
+    next(news)
+    optuna.load_study(study_name="s", storage=f"sqlite:///{root / '.vlbench' / 'optuna.db'}").ask()
+    with pytest.raises(PlanError, match="someone else adds trials"):
+        for _ in news:
+            pass
+
+
 @pytest.mark.parametrize(
     ("url", "words"),
     [

@@ -164,6 +164,12 @@ class Book:
                     state=optuna.trial.TrialState.RUNNING, params=params, distributions=self.distributions
                 )
             )
+            if len(self.stored.get_trials(deepcopy=False)) != number + 1:  # a store elsewhere, the same database
+                raise PlanError(
+                    f'someone else adds trials to the study "{self.sweep.study}"',
+                    where=self.shown,
+                    hint="give this one another --name",
+                )
         return self.sweep.space.tidy(params)
 
     def report(self, number: int, epoch: int, value: float) -> None:
