@@ -3,6 +3,7 @@
 import functools
 import importlib.util
 import json
+import multiprocessing
 import os
 import secrets
 import signal
@@ -13,11 +14,19 @@ import time
 
 import pytest
 
+from vlbench.cards.kinds import Arm
+from vlbench.cards.library import load_variant
+from vlbench.cards.resolve import edit
+from vlbench.data.base import open_dataset
 from vlbench.runs.executors.inline import InlineExecutor
 from vlbench.runs.executors.local import LocalExecutor
 from vlbench.runs.executors.ray import RayExecutor
 from vlbench.runs.store import Store
+from vlbench.runs.work import Options
+from vlbench.studies.conduct import drive
+from vlbench.studies.plan import make_plan
 from vlbench.testing.executors import SCENARIOS, check_executor
+from vlbench.workspace import find
 
 needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="ray is not installed")
 
@@ -88,24 +97,32 @@ def test_ray(cluster, scenario, tmp_path):
     assert len(results) >= 3 and held(results) == []
 
 
+def through_ray(address, workspace, pack):
+    executor, store = on_ray(1, ["cpu"], address=address), Store(workspace / "ray")
+    where = Options(str(store.root), str(workspace))
+    assert executor.check(where) is None
+    assert [step.pack for step in drive([pack], store, executor, where) if step] == [pack]
+    assert not list(store.root.glob(".probe-*"))  # of the proof that every machine sees the store
+
+
 @needs_ray
 def test_real_cells_through_ray_are_those_of_one_process(cluster, workspace):
-    """Byte for byte, by the command line; a machine's view of the store is proved on the way."""
-    small = ["train.epochs=1", "train.eval_every=1", "model.width=16", "model.attention_heads=2"]
-    command = ["train", "videolights_quick", *(word for setting in small for word in ("--set", setting))]
-    stores = {}
-    for store, how in {
-        "one": ["--executor", "inline"],
-        "ray": ["--executor", "ray", "--address", cluster, "--device", "cpu"],
-    }.items():
-        environment = {**os.environ, "VLBENCH_STORE": str(workspace / store)}
-        words = [sys.executable, "-m", "vlbench", *command, *how]
-        done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
-        cells = (workspace / store / "cells").rglob("record.json")
-        stores[store] = {path.parent.name: path.read_bytes() for path in cells}
-        assert not list((workspace / store).glob(".probe-*"))
-    assert len(stores["one"]) == 2 and stores["one"] == stores["ray"]
+    small = {"train.epochs": 1, "train.eval_every": 1, "model.width": 16, "model.attention_heads": 2}
+    variant = edit(load_variant("videolights_quick", workspace), small, origin="test").variant
+    dataset = open_dataset("planted-quick", find(workspace))
+    texts = {"study": "s", "kind": "train", "command": "", "question": "", "component": "", "adds": False}
+    how = {"seeds": [1], "primary": ["mr-map"], "margin": 0.5, "store": Store(workspace / "one")}
+    (cell,) = make_plan(arms=[Arm("baseline", variant)], dataset=dataset, **texts, **how).cells
+    other = multiprocessing.get_context("spawn").Process(target=through_ray, args=(cluster, workspace, cell.pack))
+    other.start()
+    (one,) = inline(1, ["cpu"]).run([cell.pack], Options(str(workspace / "one"), str(workspace)))
+    other.join(300)
+    assert one.died is None and other.exitcode == 0
+    records = [
+        {path.parent.name: path.read_bytes() for path in (workspace / store / "cells").rglob("record.json")}
+        for store in ("one", "ray")
+    ]
+    assert len(records[0]) == 2 and records[0] == records[1]
 
 
 @needs_ray
