@@ -134,8 +134,8 @@ def heat_map(judged: Judged) -> Plot | None:
         said = "; ".join(
             f"{label(key)} {words.listed([_share(judged, arm, key, metric) for arm in stress.arms])}" for key in keys
         )
-        across = max(0.95, 0.2 + 0.085 * max(len(short(arm)) for arm in stress.arms)) * len(stress.arms)
-        size = (1.9 + across, 1.0 + 0.27 * len(keys))
+        letters = max(len(line) for arm in stress.arms for line in _folded(arm).split("\n"))
+        size = (1.6 + max(0.8, 0.1 + 0.075 * letters) * len(stress.arms), 1.2 + 0.27 * len(keys))
         panels.append(
             Panel(
                 f"heat-{metric}",
@@ -168,6 +168,11 @@ def _share(judged: Judged, arm: str, key: str, metric: str) -> str:
     return words.points(kept(judged, arm, key, metric))
 
 
+def _folded(name: str) -> str:
+    """A variant's name over a narrow column: a line per word."""
+    return short(name).replace("_", "_\n").replace(" ", "\n")
+
+
 def _heat(axes: Axes, judged: Judged, keys: Sequence[str], metric: str) -> None:
     from matplotlib.patches import Rectangle
 
@@ -181,12 +186,12 @@ def _heat(axes: Axes, judged: Judged, keys: Sequence[str], metric: str) -> None:
             axes.text(column + 0.5, row + 0.5, _share(judged, arm, key, metric), ha="center", va="center", fontsize=8)
     axes.set_xlim(0, len(arms))
     axes.set_ylim(len(keys), 0)
-    axes.set_xticks([column + 0.5 for column in range(len(arms))], [short(arm) for arm in arms])
+    axes.set_xticks([column + 0.5 for column in range(len(arms))], [_folded(arm) for arm in arms])
     axes.set_yticks([row + 0.5 for row in range(len(keys))], [label(key) for key in keys])
     axes.tick_params(length=0)
     axes.xaxis.tick_top()
     axes.spines["bottom"].set_visible(False)
-    axes.set_title(title_of(metric), pad=18)
+    axes.set_title(title_of(metric), pad=30)
 
 
 # --- who loses less ---------------------------------------------------------------------------------------------------

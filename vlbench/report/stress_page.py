@@ -461,7 +461,8 @@ def sections(judged: Judged, plots: Sequence[figures.Plot], beside: Sequence[str
     def tables(anchor: str, title: str, made: Sequence[Table], remarks: Sequence[str] = ()) -> Section | None:
         if not made:
             return None
-        context = {"tables": list(made), "titles": [], "lead": "", "remarks": [list(remarks)], "folded": None}
+        below = [*([] for _ in made[1:]), list(remarks)]
+        context = {"tables": list(made), "titles": [], "lead": "", "remarks": below, "folded": None}
         return Section(anchor, title, "tables.html.j2", context)
 
     overall = [table for metric in stress.primary if (table := overall_table(judged, metric)) is not None]
