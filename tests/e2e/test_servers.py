@@ -223,7 +223,7 @@ def mlflow_server(folder: Path):
             cwd=folder,
             stdout=stream,
             stderr=stream,
-            env={**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true"},
+            env={**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
             start_new_session=True,
         )
     uri = f"http://127.0.0.1:{port}"
