@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -164,6 +165,11 @@ def ablate(
         choices = tune_arms(choices, budget or "quick", store, workspace.root, run, allow=allow_unequal_budget)
     elif budget is not None or allow_unequal_budget:
         raise click.UsageError("--sweep and --allow-unequal-budget belong to --tuning equal-budget.")
+    families = corrupt or choices.question.ablation.corrupt
+    if families:  # what cannot be is said before anything is trained
+        from vlbench.cli.stress import stress_arms, stressors_of
+
+        stressors_of(choices.question.arms, families, choices.dataset)
     looks = _looks(max_seeds or LOOKS[-1]) if until_decided else ()
     status = 0
     for number in looks or (seeds or choices.question.ablation.seeds,):
@@ -174,43 +180,49 @@ def ablate(
         )
         if looks:
             heading += f" (look {looks.index(number) + 1} of {len(looks)})"
+        there = None if score_on is None else _elsewhere(plan, score_on, choices, store, workspace)
         status, decided = _conduct(plan, heading, store, workspace.root, run)
         if status or decided or run.dry_run:
             break
-    if score_on is not None and not status:
-        status = _score_on(plan, score_on, choices, store, workspace, run)
-    families = corrupt or choices.question.ablation.corrupt
-    if families and not status:
-        from vlbench.cli.stress import stress_arms
-
-        status = stress_arms(plan, families, choices.dataset, store, workspace.root, run)
+    with contextlib.redirect_stdout(sys.stderr) if run.as_json else contextlib.nullcontext():  # one object on stdout
+        beside = replace(run, as_json=False)
+        if there is not None and not status:
+            status = _score_there(plan, there, store, workspace.root, beside)
+        if families and not status:
+            status = stress_arms(plan, families, choices.dataset, store, workspace.root, beside)
     return status
 
 
-def _score_on(plan: Plan, name: str, choices: Choices, store: Store, workspace: Any, how: How) -> int:
-    """Score the fits of a plan on another dataset, report them there, and test what of each benefit is retained."""
-    from dataclasses import replace
-
-    from rich.console import Console
-
-    from vlbench.cli.view import PIPE_WIDTH
+def _elsewhere(plan: Plan, name: str, choices: Choices, store: Store, workspace: Any) -> Plan:
+    """The fits of a plan on another dataset. What speaks against it is said before anything is trained."""
     from vlbench.data.base import open_dataset
     from vlbench.studies.plan import scored_on
 
-    other = open_dataset(name, workspace)
     command = f"{plan.command} {options.command_line(score_on=name).removeprefix('vlbench ')}"
-    there = scored_on(plan, choices.dataset, other, store, study=f"{plan.study}-on-{name}", command=command)
-    status, _ = _conduct(there, f"the same fits · scored on {name}", store, workspace.root, replace(how, as_json=False))
+    study = f"{plan.study}-on-{name}"
+    return scored_on(plan, choices.dataset, open_dataset(name, workspace), store, study=study, command=command)
+
+
+def _score_there(plan: Plan, there: Plan, store: Store, root: Path, how: How) -> int:
+    """Score finished fits on another dataset, report them there, and test what of each benefit is retained."""
+    from rich.console import Console
+
+    from vlbench.cli.view import PIPE_WIDTH
+    from vlbench.studies.plan import look_again
+
+    there = replace(there, cells=tuple(look_again(cell, store) for cell in there.cells))
+    heading = f"the same fits · scored on {there.dataset}"
+    status, _ = _conduct(there, heading, store, root, how)
     if status or how.dry_run:
         return status
     from vlbench.report.transfer import retained, terminal, write
 
     found = retained(store, plan.study, there.study, allow_missing=how.allow_missing or how.collect)
     width = None if sys.stdout.isatty() else PIPE_WIDTH
-    Console(highlight=False, width=width, stderr=how.as_json).print(terminal(found))
+    Console(highlight=False, width=width).print(terminal(found))
     paths = write(found, how.out)
     page = next(path for path in paths if path.suffix == ".html")
-    click.echo(f"report: {page}", err=how.as_json)
+    click.echo(f"report: {page}")
     return 0
 
 
@@ -387,8 +399,6 @@ def _conduct(plan: Plan, heading: str, store: Store, root: Path, how: How) -> tu
 
 def _run(plan: Plan, store: Store, runner: Executor, where: Options) -> list[str]:
     """Run what is missing with progress, publishing along; returns the failures, a line each."""
-    import contextlib
-
     from vlbench.cli.view import paces, watch
     from vlbench.studies.conduct import conduct, interruptible, what_is_left
     from vlbench.track.mlflow import Publisher, runs_of

@@ -190,6 +190,14 @@ def _question(names: Sequence[str], dataset: str) -> str:
     return f"Which of {', '.join(names[:-1])} and {names[-1]} loses least on {dataset} when what it reads is spoiled?"
 
 
+def stressors_of(arms: Sequence[Any], families: Sequence[str], dataset: Any) -> tuple[Any, Any]:
+    """The stressors of an ablation's arms, and notes on what is left out. Raises CardError where none can be."""
+    from vlbench.corrupt.severities import LEVELS, Severities
+    from vlbench.studies.stress import choose
+
+    return choose(families, LEVELS[1:], arms, dataset, Severities.read(), skip=True)
+
+
 def stress_arms(plan: Plan, families: Sequence[str], dataset: Any, store: Store, root: Path, how: Any) -> int:
     """Stress the arms of an ablation whose fits are finished, as ``--corrupt`` asks. A named family skips arms that it
     cannot reach, and says why.
@@ -199,7 +207,7 @@ def stress_arms(plan: Plan, families: Sequence[str], dataset: Any, store: Store,
 
     table = Severities.read()
     levels = LEVELS[1:]
-    stressors, notes = study.choose(families, levels, plan.arms, dataset, table, skip=True)
+    stressors, notes = stressors_of(plan.arms, families, dataset)
     found = study.make_stress(
         study=f"stress-{plan.study}",
         command=plan.command,
@@ -339,7 +347,7 @@ def _calibrate(plan: StressPlan, store: Store, root: Path, how: Any) -> int:
 
     from vlbench.cli.ablate import _print_json, _run
     from vlbench.cli.view import PIPE_WIDTH, show_plan
-    from vlbench.report.tables import Cell, Column, Table, _rich
+    from vlbench.report.tables import Cell, Column, Table, rich_table
     from vlbench.runs.work import Options
     from vlbench.studies.plan import expected_seconds
     from vlbench.studies.stress import calibrate_on
@@ -378,7 +386,7 @@ def _calibrate(plan: StressPlan, store: Store, root: Path, how: Any) -> int:
             for one in found
         )
         console = Console(highlight=False, width=None if sys.stdout.isatty() else PIPE_WIDTH)
-        console.print(_rich(Table("calibration", "", columns, cells), [column.title for column in columns]))
+        console.print(rich_table(Table("calibration", "", columns, cells), [column.title for column in columns]))
     click.echo(f"severities: {path}, version {table.version}, digest {table.digest}", err=how.as_json)
     click.echo(f"use them: vlbench stress --severities {path}", err=how.as_json)
     return 0
