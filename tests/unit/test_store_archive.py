@@ -350,6 +350,11 @@ def test_weights_that_a_scoring_waits_for_are_kept(store):
     assert prune.prunable_weights(store).waiting == 1
     finish_score(store, late)
     assert len(prune.prunable_weights(store).fits) == 2
+    spoiled = replace(late, metrics={"mr-map": 10})
+    store.save_plan(
+        "stress", {"study": "stress", "kind": "stress", "arms": [], "spoiled": [{"fit": late.fit, "score": spoiled.id}]}
+    )
+    assert prune.prunable_weights(store).waiting == 1
 
 
 def test_checkpoints_and_unfinished_fits_are_not_weights(store):

@@ -12,9 +12,10 @@ import json
 import re
 import shutil
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from vlbench.canon import digest_file
 from vlbench.errors import CardError, StoreError, suggestion
@@ -149,10 +150,7 @@ def prune_failed(store: Store, cells: Iterable[Prunable]) -> Iterator[Prunable]:
 
 def _awaited(store: Store) -> set[str]:
     """Fits that a scoring waits for: planned, or begun and not finished."""
-    pairs = []
-    for study in store.studies():
-        arms = store.load_plan(study).get("arms", ())
-        pairs += [(str(cell["fit"]), str(cell["score"])) for arm in arms for cell in arm.get("cells", ())]
+    pairs = [pair for study in store.studies() for pair in _planned(store.load_plan(study))]
     for cell in store.cell_ids():
         if (store.folder(cell) / "record.json").exists():
             continue
@@ -160,6 +158,17 @@ def _awaited(store: Store) -> set[str]:
         if identity.get("kind") == "score":
             pairs.append((str(identity["fit"]), cell))
     return {fit for fit, score in pairs if store.status(score) is not Status.DONE}
+
+
+def _planned(part: Any) -> Iterator[tuple[str, str]]:
+    """Every fit with a score of it that a plan of any kind names."""
+    if isinstance(part, Mapping):
+        if isinstance(part.get("fit"), str) and isinstance(part.get("score"), str):
+            yield part["fit"], part["score"]
+        part = list(part.values())
+    if isinstance(part, list):
+        for item in part:
+            yield from _planned(item)
 
 
 def _finished(store: Store, cell: str) -> float:
