@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import math
 import re
 from dataclasses import asdict
 from typing import Any
 
-from vlbench.report import checkpoints, words
+from vlbench.report import checkpoints, files, words
 from vlbench.report.compare import ALPHA, LEVEL, Comparison, Mean, Row
 from vlbench.report.frame import title_of
 from vlbench.report.latex import to_latex as to_latex
@@ -44,46 +43,47 @@ RESULTS_FORMAT = 1  # of results.json, raised when a key changes its meaning
 def to_markdown(comparison: Comparison) -> str:
     """The whole report, plain enough to read unrendered."""
     frame = comparison.frame
-    parts = [f"# {_md(frame.question)}", f"Study `{frame.study}`."]
-    parts += [f"**{_md(sentence)}**" for sentence in comparison.answers.values()]
-    parts += [f"> {_md(caution)}" for caution in cautions(comparison)]
-    parts += ["## The plan", _md_table(arms_table(comparison))]
+    parts = [f"# {md(frame.question)}", f"Study `{frame.study}`."]
+    parts += [f"**{md(sentence)}**" for sentence in comparison.answers.values()]
+    parts += [f"> {md(caution)}" for caution in cautions(comparison)]
+    parts += ["## The plan", md_table(arms_table(comparison))]
     for metric in comparison.metrics:
-        parts += [f"## {_md(title_of(metric))}"]
-        parts += [_md_table(effects_table(comparison, metric))] if comparison.lattice else []
-        parts += [_md_table(metric_table(comparison, metric))]
+        parts += [f"## {md(title_of(metric))}"]
+        parts += [md_table(effects_table(comparison, metric))] if comparison.lattice else []
+        parts += [md_table(metric_table(comparison, metric))]
         if said := advice(comparison, metric):
-            parts.append("\n".join(f"- {_md(remark)}" for remark in said))
+            parts.append("\n".join(f"- {md(remark)}" for remark in said))
     together = [table for metric in comparison.metrics if (table := readings_table(comparison, metric)) is not None]
-    parts += ["## How the components go together", *map(_md_table, together)] if together else []
-    parts += ["## Uncertainty and effect sizes", _md_table(errors_table(comparison))]
+    parts += ["## How the components go together", *map(md_table, together)] if together else []
+    parts += ["## Uncertainty and effect sizes", md_table(errors_table(comparison))]
     if said := cheaper(comparison):
-        parts.append("\n".join(f"- {_md(sentence)}" for sentence in said))
-    parts += ["## How the epoch was chosen", _md_table(checkpoints_table(comparison))]
+        parts.append("\n".join(f"- {md(sentence)}" for sentence in said))
+    parts += ["## How the epoch was chosen", md_table(checkpoints_table(comparison))]
     if comparison.exploratory:
-        parts += ["## Exploratory metrics", _md_table(exploratory_table(comparison))]
-    parts += ["## How it was measured", "\n".join(f"- **{_md(a)}.** {_md(b)}" for a, b in methods(comparison))]
+        parts += ["## Exploratory metrics", md_table(exploratory_table(comparison))]
+    parts += ["## How it was measured", "\n".join(f"- **{md(a)}.** {md(b)}" for a, b in methods(comparison))]
     if found := notes(comparison):
-        parts += ["## Notes", "\n".join(f"- {_md(note)}" for note in found)]
+        parts += ["## Notes", "\n".join(f"- {md(note)}" for note in found)]
     if frame.holes:
-        parts += ["## Missing", _md_table(holes_table(comparison))]
-    parts += ["## Provenance", _md_table(provenance_table(comparison))]
+        parts += ["## Missing", md_table(holes_table(comparison))]
+    parts += ["## Provenance", md_table(provenance_table(comparison))]
     return "\n\n".join(parts) + "\n"
 
 
-def _md_table(table: Table) -> str:
-    head = "| " + " | ".join(_md(column.title) for column in table.columns) + " |"
+def md_table(table: Table) -> str:
+    """A caption, a line and the table."""
+    head = "| " + " | ".join(md(column.title) for column in table.columns) + " |"
     rule = "|" + "|".join("---:" if column.numeric else "---" for column in table.columns) + "|"
     rows = ["| " + " | ".join(_md_cell(cell) for cell in row) + " |" for row in table.rows]
-    return "\n".join([_md(table.caption), "", head, rule, *rows])
+    return "\n".join([md(table.caption), "", head, rule, *rows])
 
 
 def _md_cell(cell: Cell) -> str:
-    text = _md(cell.text)
+    text = md(cell.text)
     return f"**{text}**" if cell.strong else text
 
 
-def _md(text: str) -> str:
+def md(text: str) -> str:
     """Names are text, never markup."""
     return re.sub(r"([\\`*_\[\]<|])", r"\\\1", " ".join(words.plain(text).split()))
 
@@ -129,7 +129,7 @@ def records(comparison: Comparison) -> list[dict[str, Any]]:
 
 def to_json(comparison: Comparison) -> str:
     """Everything as one object with unrounded numbers in points."""
-    return json.dumps(as_json(comparison), indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
+    return files.json_text(as_json(comparison))
 
 
 def as_json(comparison: Comparison) -> dict[str, Any]:

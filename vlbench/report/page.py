@@ -85,7 +85,7 @@ def study_page(report: Report, *, index: bool = True) -> str:
         }
         for claim in comparison.claims
     ]
-    return _render(
+    return render(
         "study.html.j2",
         frame=comparison.frame,
         setting=setting(comparison),
@@ -99,17 +99,17 @@ def study_page(report: Report, *, index: bool = True) -> str:
 def index_page(entries: Sequence[Entry]) -> str:
     """The HTML of the index over all studies."""
     counted = words.counted(len(entries), "study").capitalize()
-    return _render("index.html.j2", entries=entries, counted=counted)
+    return render("index.html.j2", entries=entries, counted=counted)
 
 
 def sweep_html(**context: Any) -> str:
     """The HTML of a sweep; ``context`` as ``sweep.html.j2`` names it."""
-    return _render("sweep.html.j2", **context)
+    return render("sweep.html.j2", **context)
 
 
 def progress_html(**context: Any) -> str:
     """The HTML of a study that is not finished; ``context`` as ``progress.html.j2`` names it."""
-    return _render("progress.html.j2", **context)
+    return render("progress.html.j2", **context)
 
 
 def entry_of(comparison: Comparison, href: str) -> Entry:
@@ -321,7 +321,8 @@ def _figure(
     return Section(name, title, "figure.html.j2", context)
 
 
-def _render(template: str, **context: Any) -> str:
+def render(template: str, **context: Any) -> str:
+    """A template of this folder, without blank lines."""
     text = _environment().get_template(template).render(version=vlbench.__version__, **context)
     return re.sub(r"\n{2,}", "\n", text).strip() + "\n"
 

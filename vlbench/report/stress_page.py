@@ -9,7 +9,6 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,17 +16,16 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from vlbench.canon import digest
-from vlbench.errors import PlanError, StoreError, VlbenchError
-from vlbench.files import replacing
-from vlbench.report import figures, stress_figures, words
+from vlbench.errors import PlanError, VlbenchError
+from vlbench.report import figures, files, stress_figures, words
 from vlbench.report.compare import ALPHA
-from vlbench.report.formats import _md, _md_table
+from vlbench.report.formats import md, md_table
 from vlbench.report.frame import title_of
 from vlbench.report.methods import CLAIM_SEEDS
-from vlbench.report.page import Entry, Line, Section, _render
+from vlbench.report.page import Entry, Line, Section, render
 from vlbench.report.stress import OVERALL, Gap, Judged, Stress, judge, read
 from vlbench.report.stress_figures import label
-from vlbench.report.tables import Cell, Column, Table, _ascii, _rich
+from vlbench.report.tables import Cell, Column, Table, rich_table
 from vlbench.runs.store import Store
 from vlbench.stats.design import PHRASES
 
@@ -500,7 +498,7 @@ def sections(judged: Judged, plots: Sequence[figures.Plot], beside: Sequence[str
 def to_html(judged: Judged, plots: Sequence[figures.Plot], beside: Sequence[str] = (), *, index: bool = True) -> str:
     """The page of one stress study."""
     stress = judged.stress
-    return _render(
+    return render(
         "stress.html.j2",
         study=stress.study,
         question=stress.question,
@@ -519,25 +517,25 @@ def to_markdown(judged: Judged) -> str:
     stress = judged.stress
 
     def listing(lines: Sequence[str]) -> list[str]:
-        return ["\n".join(f"- {_md(line)}" for line in lines)] if lines else []
+        return ["\n".join(f"- {md(line)}" for line in lines)] if lines else []
 
-    parts = [f"# {_md(stress.question)}", f"Stress study `{stress.study}`. {_md(setting(stress))}."]
+    parts = [f"# {md(stress.question)}", f"Stress study `{stress.study}`. {md(setting(stress))}."]
     parts += listing(sentences(judged))
-    parts += [f"> {_md(caution)}" for caution in cautions(judged)]
+    parts += [f"> {md(caution)}" for caution in cautions(judged)]
     for metric in stress.primary:
-        parts.append(f"## {_md(title_of(metric))}")
-        parts += [_md_table(table) for table in [overall_table(judged, metric)] if table is not None]
-        parts.append(_md_table(families_table(judged, metric)))
+        parts.append(f"## {md(title_of(metric))}")
+        parts += [md_table(table) for table in [overall_table(judged, metric)] if table is not None]
+        parts.append(md_table(families_table(judged, metric)))
     for title, table in (
         ("Who loses less", gaps_table(judged)),
         ("Does the order change?", orders_table(judged)),
         ("What is handed over", handed_table(judged)),
     ):
-        parts += [f"## {title}", _md_table(table)] if table is not None else []
+        parts += [f"## {title}", md_table(table)] if table is not None else []
     parts += ["## How it was measured", *listing([f"{a}. {b}" for a, b in methods(judged)])]
     parts += ["## Notes", *listing(stress.notes)] if stress.notes else []
     parts += ["## Missing", *listing(stress.holes)] if stress.holes else []
-    parts += ["## Fits", _md_table(cells_table(judged))]
+    parts += ["## Fits", md_table(cells_table(judged))]
     return "\n\n".join(parts) + "\n"
 
 
@@ -664,23 +662,23 @@ def terminal(judged: Judged) -> RenderableType:
     from rich.text import Text
 
     stress = judged.stress
-    parts: list[RenderableType] = [Text(_ascii(f"{stress.study} · {setting(stress)}"), style="bold")]
+    parts: list[RenderableType] = [Text(words.plain(f"{stress.study} · {setting(stress)}"), style="bold")]
     for metric in stress.primary:
         shown = families_table(judged, metric)
         columns = ["Stressor", "Variant", "Clean", "Last level", "Lost", "Area", "Retention"]
-        parts += [Text(title_of(metric), style="bold"), _rich(shown, columns)]
+        parts += [Text(title_of(metric), style="bold"), rich_table(shown, columns)]
         if (table := overall_table(judged, metric)) is not None:
             wanted = ["Variant", "Clean", "Corrupted", "Area", "95% interval", "Retention"]
-            parts.append(_rich(table, wanted))
+            parts.append(rich_table(table, wanted))
     if (table := gaps_table(judged)) is not None:
         wanted = ["Variant", "Metric", "Stressor", "Loses less by", "95% interval", "p (Holm)", "Statement"]
-        parts += [Text(), _rich(table, wanted)]
+        parts += [Text(), rich_table(table, wanted)]
     parts.append(Text())
-    parts += [Text(_ascii(f"missing: {hole}")) for hole in stress.holes]
-    parts += [Text(_ascii(f"note: {note}")) for note in stress.notes]
-    parts += [Text(_ascii(f"Take care. {caution}"), style="yellow") for caution in cautions(judged)]
-    parts += [Text(), Text(_ascii(stress.question), style="bold")]
-    parts += [Text(_ascii(sentence)) for sentence in sentences(judged)]
+    parts += [Text(words.plain(f"missing: {hole}")) for hole in stress.holes]
+    parts += [Text(words.plain(f"note: {note}")) for note in stress.notes]
+    parts += [Text(words.plain(f"Take care. {caution}"), style="yellow") for caution in cautions(judged)]
+    parts += [Text(), Text(words.plain(stress.question), style="bold")]
+    parts += [Text(words.plain(sentence)) for sentence in sentences(judged)]
     return Group(*parts)
 
 
@@ -732,13 +730,13 @@ def write_judged(store: Store, judged: Judged, out: Path, *, format: str = "all"
     written: list[Path] = []
 
     def save(name: str, content: bytes) -> None:
-        _save(folder / name, content)
+        files.save(folder / name, content)
         written.append(folder / name)
 
     texts = {
         "md": ("report.md", to_markdown),
         "csv": ("scores.csv", to_csv),
-        "json": ("results.json", lambda found: _json(as_json(found))),
+        "json": ("results.json", lambda found: files.json_text(as_json(found))),
     }
     for kind, (name, make) in texts.items():
         if format in ("all", kind):
@@ -769,19 +767,5 @@ def write_judged(store: Store, judged: Judged, out: Path, *, format: str = "all"
             path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in written
         },
     }
-    save("manifest.json", _json(content).encode())
+    save("manifest.json", files.json_text(content).encode())
     return written
-
-
-def _json(content: Any) -> str:
-    return json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
-
-
-def _save(path: Path, content: bytes) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as temporary:
-            temporary.write_bytes(content)
-    except OSError as error:
-        hint = "choose another folder with --out"
-        raise StoreError(f"the report cannot be written: {error.strerror}", where=path, hint=hint) from error

@@ -11,7 +11,6 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
-import json
 import math
 import statistics
 import time
@@ -24,8 +23,8 @@ from typing import Any
 from urllib.parse import quote
 
 from vlbench.errors import PlanError, StoreError, VlbenchError
-from vlbench.files import read_json, replacing
-from vlbench.report import figures, page, sweep_figures, words
+from vlbench.files import read_json
+from vlbench.report import figures, files, page, sweep_figures, words
 from vlbench.report import frame as frames
 from vlbench.report.compare import Comparison, compare, subject
 from vlbench.report.frame import title_of
@@ -731,28 +730,28 @@ def to_html(
 
 def to_markdown(sweep: Sweep) -> str:
     """The whole report, plain enough to read unrendered."""
-    from vlbench.report.formats import _md, _md_table
+    from vlbench.report.formats import md, md_table
 
     def listing(lines: Sequence[str]) -> list[str]:
-        return ["\n".join(f"- {_md(line)}" for line in lines)] if lines else []
+        return ["\n".join(f"- {md(line)}" for line in lines)] if lines else []
 
-    parts = [f"# {_md(str(sweep.content['question']))}", f"Sweep `{sweep.study}`. {_md(setting(sweep))}."]
+    parts = [f"# {md(str(sweep.content['question']))}", f"Sweep `{sweep.study}`. {md(setting(sweep))}."]
     for answer in answers(sweep):
         lines = [
             f"{line.metric}: {line.verdict} {line.difference} ({'; '.join(line.evidence)})" for line in answer["lines"]
         ]
-        parts += [f"**{_md(answer['subject'])}** ({_md(answer['changed'])})", *listing(lines)]
-    parts += [f"> {_md(caution)}" for caution in cautions(sweep)]
-    parts += ["## What was varied", _md_table(space_table(sweep))]
+        parts += [f"**{md(answer['subject'])}** ({md(answer['changed'])})", *listing(lines)]
+    parts += [f"> {md(caution)}" for caution in cautions(sweep)]
+    parts += ["## What was varied", md_table(space_table(sweep))]
     if sweep.refits:
-        parts += ["## Is the winner real?", _md_table(refits_table(sweep)), *listing(of_the_optimism(sweep))]
+        parts += ["## Is the winner real?", md_table(refits_table(sweep)), *listing(of_the_optimism(sweep))]
     if sweep.pareto and sweep.front:
-        parts += ["## The Pareto front", _md_table(front_table(sweep))]
+        parts += ["## The Pareto front", md_table(front_table(sweep))]
     parts += ["## Best so far", *listing(of_the_best(sweep))]
     if (table := importances_table(sweep)) is not None:
-        parts += ["## Importances (exploration)", _md(EXPLORATION), _md_table(table)]
-    parts += ["## Every trial", _md_table(trials_table(sweep)), *listing([*failures(sweep), *_pruned(sweep)])]
-    parts += ["## How it was searched", "\n".join(f"- **{_md(a)}.** {_md(b)}" for a, b in methods(sweep))]
+        parts += ["## Importances (exploration)", md(EXPLORATION), md_table(table)]
+    parts += ["## Every trial", md_table(trials_table(sweep)), *listing([*failures(sweep), *_pruned(sweep)])]
+    parts += ["## How it was searched", "\n".join(f"- **{md(a)}.** {md(b)}" for a, b in methods(sweep))]
     parts += ["## Notes", *listing(sweep.content["notes"])] if sweep.content["notes"] else []
     return "\n\n".join(parts) + "\n"
 
@@ -882,14 +881,14 @@ def write(
     texts = {
         "md": ("report.md", to_markdown),
         "csv": ("trials.csv", to_csv),
-        "json": ("results.json", lambda found: _json(as_json(found))),
+        "json": ("results.json", lambda found: files.json_text(as_json(found))),
     }
     if format not in ("all", "html", *texts):
         raise PlanError(f"a sweep has no {format} form", where=study, hint=f"known: all, html, {', '.join(texts)}")
     written: list[Path] = []
 
     def save(name: str, content: bytes) -> None:
-        _save(folder / name, content)
+        files.save(folder / name, content)
         written.append(folder / name)
 
     for kind, (name, make) in texts.items():
@@ -913,7 +912,7 @@ def write(
         "cells": [{"trial": trial.number, "state": trial.state, "fit": trial.cell} for trial in sweep.trials],
         "files": made,
     }
-    save("manifest.json", _json(content).encode())
+    save("manifest.json", files.json_text(content).encode())
     return written
 
 
@@ -952,17 +951,3 @@ def watch(
         if pending:
             pause(every_s)
     return problems
-
-
-def _json(content: Any) -> str:
-    return json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
-
-
-def _save(path: Path, content: bytes) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as temporary:
-            temporary.write_bytes(content)
-    except OSError as error:
-        hint = "choose another folder with --out"
-        raise StoreError(f"the report cannot be written: {error.strerror}", where=path, hint=hint) from error

@@ -488,14 +488,14 @@ def terminal(comparison: Comparison) -> RenderableType:
     from rich.text import Text
 
     def indented(text: str) -> RenderableType:
-        return Padding(Text(_ascii(text)), (0, 0, 0, 2), expand=False)
+        return Padding(Text(words.plain(text)), (0, 0, 0, 2), expand=False)
 
     frame = comparison.frame
     parts: list[RenderableType] = [
-        Text(_ascii(f"{frame.study} · {setting(comparison)}"), style="bold"),
-        _rich(arms_table(comparison), ("Arm", "Changed", "Parameters", "FLOPs", "Training")),
+        Text(words.plain(f"{frame.study} · {setting(comparison)}"), style="bold"),
+        rich_table(arms_table(comparison), ("Arm", "Changed", "Parameters", "FLOPs", "Training")),
         Text(),
-        Text(_ascii(f"Points of the {comparison.checkpoint} checkpoint. Difference: {sign(comparison)}.")),
+        Text(words.plain(f"Points of the {comparison.checkpoint} checkpoint. Difference: {sign(comparison)}.")),
     ]
     shown = effects_table if comparison.lattice else metric_table
     wanted = ["Arm", "Mean", "Difference", "95% interval", p_title(comparison), "Verdict"]
@@ -504,7 +504,10 @@ def terminal(comparison: Comparison) -> RenderableType:
     for metric in comparison.metrics:
         population = comparison.means[frame.baseline.name, metric].queries
         some = "" if population == len(frame.queries) else f" ({words.counted(population, 'query')})"
-        parts += [Text(_ascii(f"{title_of(metric)}{some}"), style="bold"), _rich(shown(comparison, metric), wanted)]
+        parts += [
+            Text(words.plain(f"{title_of(metric)}{some}"), style="bold"),
+            rich_table(shown(comparison, metric), wanted),
+        ]
         remarks = [*readings(comparison, metric), *advice(comparison, metric)]
         remarks += [
             f"reported, not measured ({x.arm}; {x.split}; {x.source}): {x.value:g}"
@@ -517,12 +520,14 @@ def terminal(comparison: Comparison) -> RenderableType:
             title = checkpoints.TITLES[other.checkpoint]
             parts += [Text(), Text(f"As a check, the {title} checkpoint:"), _other(other)]
     parts.append(Text())
-    parts += [Text(_ascii(f"missing: {hole}")) for hole in frame.holes]
+    parts += [Text(words.plain(f"missing: {hole}")) for hole in frame.holes]
     told = notes(comparison)
-    parts += [Text(_ascii(f"note: {note}")) for note in told[:TOLD]]
+    parts += [Text(words.plain(f"note: {note}")) for note in told[:TOLD]]
     parts += [Text(f"note: {len(told) - TOLD} more in the report")] if len(told) > TOLD else []
-    parts += [Text(_ascii(f"Take care. {caution}"), style="yellow") for caution in cautions(comparison)]
-    return Group(*parts, Text(), Text(_ascii(frame.question), style="bold"), _rich(verdicts_table(comparison), None))
+    parts += [Text(words.plain(f"Take care. {caution}"), style="yellow") for caution in cautions(comparison)]
+    return Group(
+        *parts, Text(), Text(words.plain(frame.question), style="bold"), rich_table(verdicts_table(comparison), None)
+    )
 
 
 def verdicts_table(comparison: Comparison) -> Table:
@@ -554,10 +559,10 @@ def _other(comparison: Comparison) -> RenderableType:
         cells = [Cell(f"{words.signed(row.points)} ({words.interval(row.low, row.high)})") for row in found]
         rows.append((Cell(claim.name), *cells))
     columns = (Column("Claim"), *(Column(title) for title in titles))
-    return _rich(Table("other", "", columns, tuple(rows)), ["Claim", *titles])
+    return rich_table(Table("other", "", columns, tuple(rows)), ["Claim", *titles])
 
 
-def _rich(table: Table, wanted: Sequence[str] | None) -> RenderableType:
+def rich_table(table: Table, wanted: Sequence[str] | None) -> RenderableType:
     """The wanted columns, or all of them without a head."""
     from rich.padding import Padding
     from rich.table import Table as RichTable
@@ -581,10 +586,6 @@ def _rich(table: Table, wanted: Sequence[str] | None) -> RenderableType:
         cells = []
         for place in places:
             style = _STYLES.get(row[place].tone, "bold" if row[place].strong else "")
-            cells.append(Text(_ascii(row[place].text), style=style))
+            cells.append(Text(words.plain(row[place].text), style=style))
         drawn.add_row(*cells)
     return Padding(drawn, (0, 0, 0, 2), expand=False)
-
-
-def _ascii(text: str) -> str:
-    return words.plain(text)

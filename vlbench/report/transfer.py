@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,14 +15,13 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from vlbench.cards.kinds import Claim
-from vlbench.errors import PlanError, StoreError
-from vlbench.files import replacing
-from vlbench.report import words
+from vlbench.errors import PlanError
+from vlbench.report import files, words
 from vlbench.report.compare import LEVEL
-from vlbench.report.formats import _md, _md_table
+from vlbench.report.formats import md, md_table
 from vlbench.report.frame import Frame, read, title_of
-from vlbench.report.page import Line, Section, _render
-from vlbench.report.tables import Cell, Column, Table, _ascii, _rich
+from vlbench.report.page import Line, Section, render
+from vlbench.report.tables import Cell, Column, Table, rich_table
 from vlbench.runs.cells import CHECKPOINTS
 from vlbench.runs.store import Store
 from vlbench.stats.correct import holm
@@ -230,10 +228,10 @@ def terminal(found: Retained) -> RenderableType:
     shown = table(found)
     wanted = ["Claim", "Metric", found.own.dataset, found.other.dataset, "Interaction", "95% interval", "Verdict"]
     return Group(
-        Text(_ascii(setting(found)), style="bold"),
-        _rich(shown, wanted),
+        Text(words.plain(setting(found)), style="bold"),
+        rich_table(shown, wanted),
         Text(),
-        *(Text(_ascii(sentence)) for sentence in sentences(found)),
+        *(Text(words.plain(sentence)) for sentence in sentences(found)),
     )
 
 
@@ -252,7 +250,7 @@ def to_html(found: Retained) -> str:
     ]  # fmt: skip
     context = {"tables": [table(found)], "titles": [], "lead": "", "remarks": [sentences(found)], "folded": None}
     beside = "The studies on each dataset have pages of their own, beside this one."
-    return _render(
+    return render(
         "stress.html.j2",
         study=found.name,
         question=found.question,
@@ -272,13 +270,13 @@ def to_html(found: Retained) -> str:
 
 def to_markdown(found: Retained) -> str:
     """Plain enough to read unrendered."""
-    parts = [f"# {_md(found.question)}", _md(setting(found)), _listed(sentences(found)), _md_table(table(found))]
+    parts = [f"# {md(found.question)}", md(setting(found)), _listed(sentences(found)), md_table(table(found))]
     parts += ["## How it was measured", _listed([f"{a}. {b}" for a, b in methods(found)])]
     return "\n\n".join(parts) + "\n"
 
 
 def _listed(lines: Sequence[str]) -> str:
-    return "\n".join(f"- {_md(line)}" for line in lines)
+    return "\n".join(f"- {md(line)}" for line in lines)
 
 
 def as_json(found: Retained) -> dict[str, Any]:
@@ -325,18 +323,9 @@ def write(found: Retained, out: Path) -> list[Path]:
     texts = {
         "report.md": to_markdown(found),
         "transfer.csv": to_csv(found),
-        "results.json": json.dumps(as_json(found), indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False)
-        + "\n",
+        "results.json": files.json_text(as_json(found)),
         "index.html": to_html(found),
     }
     for name, text in texts.items():
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            with replacing(folder / name) as temporary:
-                temporary.write_text(text, encoding="utf-8")
-        except OSError as error:
-            hint = "choose another folder with --out"
-            raise StoreError(
-                f"the report cannot be written: {error.strerror}", where=folder / name, hint=hint
-            ) from error
+        files.save(folder / name, text.encode())
     return [folder / name for name in texts]

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -19,10 +18,10 @@ from vlbench.errors import StoreError
 from vlbench.files import replacing
 from vlbench.metrics.anatomy import LOOSE, OF_MOMENTS, OF_WINDOWS, TIGHT
 from vlbench.metrics.calibration import Reliability
-from vlbench.report import words
+from vlbench.report import files, words
 from vlbench.report.methods import CLAIM_SEEDS, SE_NAMES
 from vlbench.report.oddities import Group as Oddities
-from vlbench.report.tables import Cell, Column, Table, _rich
+from vlbench.report.tables import Cell, Column, Table, rich_table
 from vlbench.stats.design import PHRASES
 from vlbench.studies.versus import ALPHA, LEVEL, MOVED, Comparison, Gap, Method, Moved, Part, Seen, moved
 
@@ -605,14 +604,14 @@ def terminal(comparison: Comparison, *, number: int = MOVED) -> RenderableType:
         population = int(versus.inside(metric).sum())
         some = ", these checkpoints" if only_checkpoints(comparison) else ""
         some += "" if population == len(versus.queries) else f" ({words.counted(population, 'query')})"
-        parts += [Text(), line(f"{title_of(metric)}{some}", "bold"), _rich(table, wanted)]
+        parts += [Text(), line(f"{title_of(metric)}{some}", "bold"), rich_table(table, wanted)]
     if comparison.parts:
         shares = errors_table(comparison, differences=False)
-        parts += [Text(), line("Percent of annotated moments", "bold"), _rich(shares, ("Method", *OF_MOMENTS))]
-        parts += [line("Percent of windows that count", "bold"), _rich(shares, ("Method", *OF_WINDOWS))]
+        parts += [Text(), line("Percent of annotated moments", "bold"), rich_table(shares, ("Method", *OF_MOMENTS))]
+        parts += [line("Percent of windows that count", "bold"), rich_table(shares, ("Method", *OF_WINDOWS))]
     saliency = ceiling_table(comparison)
     if saliency is not None:
-        parts += [Text(), line(saliency.caption, "bold"), _rich(saliency, [c.title for c in saliency.columns])]
+        parts += [Text(), line(saliency.caption, "bold"), rich_table(saliency, [c.title for c in saliency.columns])]
     if len(versus.methods) == 2:
         parts += _two(comparison, number)
     parts.append(Text())
@@ -631,13 +630,13 @@ def _two(comparison: Comparison, number: int) -> Iterator[RenderableType]:
         wanted = ("Queries by", "Kind", "Queries", "Metric", "Difference", "95% interval", "q (BH)")
         yield Text()
         yield Text("Exploratory: kinds of queries", style="bold")
-        yield _rich(strata_table(comparison), wanted)
+        yield rich_table(strata_table(comparison), wanted)
     for metric in versus.primary:
         table = moved_table(comparison, versus.others[0].name, metric, number=number)
         if table.rows:
             yield Text()
             yield Text(words.plain(table.caption), style="bold")
-            yield _rich(table, [column.title for column in table.columns])
+            yield rich_table(table, [column.title for column in table.columns])
 
 
 # --- files ------------------------------------------------------------------------------------------------------------
@@ -645,36 +644,36 @@ def _two(comparison: Comparison, number: int) -> Iterator[RenderableType]:
 
 def to_markdown(comparison: Comparison, *, number: int = MOVED) -> str:
     """The whole comparison, plain enough to read unrendered."""
-    from vlbench.report.formats import _md, _md_table
+    from vlbench.report.formats import md, md_table
 
     versus = comparison.versus
     base = versus.baseline.name
-    parts = [f"# {_md(words.listed([method.name for method in versus.others]))} against {_md(base)}"]
-    parts += [_md(f"{setting(comparison)}."), *(f"**{_md(text)}**" for text in answers(comparison).values())]
-    parts += [f"> {_md(caution)}" for caution in cautions(comparison)]
+    parts = [f"# {md(words.listed([method.name for method in versus.others]))} against {md(base)}"]
+    parts += [md(f"{setting(comparison)}."), *(f"**{md(text)}**" for text in answers(comparison).values())]
+    parts += [f"> {md(caution)}" for caution in cautions(comparison)]
     for metric in versus.primary:
-        parts += [f"## {_md(title_of(metric))}", _md_table(metric_table(comparison, metric))]
-    parts += ["## Uncertainty and effect sizes", _md_table(uncertainty_table(comparison))]
+        parts += [f"## {md(title_of(metric))}", md_table(metric_table(comparison, metric))]
+    parts += ["## Uncertainty and effect sizes", md_table(uncertainty_table(comparison))]
     if comparison.parts:
-        parts += ["## Errors", _md_table(errors_table(comparison))]
+        parts += ["## Errors", md_table(errors_table(comparison))]
     for table in (ceiling_table(comparison), reliability_table(comparison)):
         if table is not None:
-            parts += [f"## {table.key.capitalize()}", _md_table(table)]
+            parts += [f"## {table.key.capitalize()}", md_table(table)]
     if comparison.by_stratum:
-        parts += ["## Kinds of queries", _md_table(strata_table(comparison))]
+        parts += ["## Kinds of queries", md_table(strata_table(comparison))]
     if comparison.exploratory:
-        parts += ["## Exploratory metrics", _md_table(exploratory_table(comparison))]
+        parts += ["## Exploratory metrics", md_table(exploratory_table(comparison))]
     tables = [
         moved_table(comparison, method.name, metric, number=number)
         for method in versus.others
         for metric in versus.primary
     ]
-    if found := [_md_table(table) for table in tables if table.rows]:
+    if found := [md_table(table) for table in tables if table.rows]:
         parts += ["## The queries that moved most", *found]
-    parts += ["## How to read it", "\n".join(f"- **{_md(a)}.** {_md(b)}" for a, b in methods_text(comparison))]
+    parts += ["## How to read it", "\n".join(f"- **{md(a)}.** {md(b)}" for a, b in methods_text(comparison))]
     if said := notes(comparison):
-        parts += ["## Notes", "\n".join(f"- {_md(note)}" for note in said)]
-    parts += ["## Files", _md_table(files_table(comparison))]
+        parts += ["## Notes", "\n".join(f"- {md(note)}" for note in said)]
+    parts += ["## Files", md_table(files_table(comparison))]
     return "\n\n".join(parts) + "\n"
 
 
@@ -705,7 +704,7 @@ def _all_gaps(comparison: Comparison, method: str, metric: str) -> list[Gap]:
 def to_json(comparison: Comparison, *, number: int = MOVED) -> str:
     """Everything as one object."""
     found = as_json(comparison, number=number)
-    return json.dumps(found, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
+    return files.json_text(found)
 
 
 def as_json(comparison: Comparison, *, number: int = MOVED) -> dict[str, Any]:

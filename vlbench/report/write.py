@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -13,8 +12,7 @@ from urllib.parse import quote
 
 from vlbench.canon import digest
 from vlbench.errors import PlanError, StoreError, VlbenchError, suggestion
-from vlbench.files import replacing
-from vlbench.report import bibliography, figures, formats, latex, sweep
+from vlbench.report import bibliography, figures, files, formats, latex, sweep
 from vlbench.report.checkpoints import protocols
 from vlbench.report.compare import Comparison, compare
 from vlbench.report.entries import keep, kept, stamp
@@ -123,7 +121,7 @@ def write_index(store: Store, out: Path, *, allow_missing: bool = False, known: 
     ]
     entries += sweep.entries(store, out)
     path = out / "index.html"
-    _save(path, index_page(entries).encode())
+    files.save(path, index_page(entries).encode())
     return path
 
 
@@ -172,7 +170,7 @@ def _write(
     written: list[Path] = []
 
     def save(name: str, content: bytes) -> None:
-        _save(folder / name, content)
+        files.save(folder / name, content)
         written.append(folder / name)
 
     for name, make in texts:
@@ -186,11 +184,11 @@ def _write(
         report = Report(comparison, plots, beside, explore(store, comparison))
         save("index.html", study_page(report, index=index).encode())
     made = {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in written}
-    save(MANIFEST, _json(manifest(store, comparison, made)))
+    save(MANIFEST, files.json_text(manifest(store, comparison, made)).encode())
     return written
 
 
-def manifest(store: Store, comparison: Comparison, files: dict[str, str]) -> dict[str, Any]:
+def manifest(store: Store, comparison: Comparison, digests: dict[str, str]) -> dict[str, Any]:
     """The cells behind every number: ids, digests of what they are and of what they left, and who uses them; and the
     number, in points, so that it can be compared with what the cells give (see ``verify``).
 
@@ -249,7 +247,7 @@ def manifest(store: Store, comparison: Comparison, files: dict[str, str]) -> dic
         "cells": _cells(store, frame),
         "numbers": numbers,
         "missing": [str(hole) for hole in frame.holes],
-        "files": files,
+        "files": digests,
     }
 
 
@@ -273,17 +271,3 @@ def _cells(store: Store, frame: Frame) -> dict[str, list[dict[str, Any]]]:
                 }
             found[arm.name].append(entry)
     return found
-
-
-def _json(content: Any) -> bytes:
-    return (json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n").encode()
-
-
-def _save(path: Path, content: bytes) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as temporary:
-            temporary.write_bytes(content)
-    except OSError as error:
-        hint = "choose another folder with --out"
-        raise StoreError(f"the report cannot be written: {error.strerror}", where=path, hint=hint) from error
