@@ -35,6 +35,11 @@ def test_a_second_index_is_the_same_and_judges_nothing(store, tmp_path, judged):
     assert write.write_index(store, tmp_path / "out").read_bytes() == first and len(judged) == 2
 
 
+def test_of_complete_studies_it_does_not_matter_whether_runs_may_be_missing(store, tmp_path, judged):
+    first = write.write_index(store, tmp_path / "out", allow_missing=True).read_bytes()
+    assert write.write_index(store, tmp_path / "out").read_bytes() == first and len(judged) == 2
+
+
 def test_a_link_is_made_for_the_page_that_is_there_now(store, tmp_path, judged):
     write.write_index(store, tmp_path / "out")
     (tmp_path / "out" / "ablate-a").mkdir()
