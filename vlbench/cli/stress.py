@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vlbench.cli import options
+from vlbench.cli.view import print_json
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,7 +32,7 @@ Examples:
   vlbench stress --variant videolights_quick --seeds 2 --set train.epochs=3 --dry-run
   vlbench stress --variant videolights_quick --variant videolights_b_quick --dry-run
   vlbench stress --variant videolights_quick --family gauss --family modality_drop:clip --levels 1,3,5 --dry-run
-  vlbench stress --variant videolights_quick --family head_noise --set model.feedback.use=hd-to-mr --dry-run
+  vlbench stress --variant videolights_quick --family head_noise --set model.feedback.use=both --dry-run
   vlbench stress --variant videolights_quick --family label_noise --seeds 3 --dry-run
   vlbench stress --variant videolights_quick --calibrate --dry-run
 """,
@@ -230,7 +231,7 @@ def stress_arms(plan: Plan, families: Sequence[str], dataset: Any, store: Store,
 
 def run_stress(stress: StressPlan, heading: str, store: Store, root: Path, how: Any) -> int:
     """Show the plan, train and score what is missing, judge and write the report: the exit status."""
-    from vlbench.cli.ablate import _print_json, _run
+    from vlbench.cli.ablate import run_plan
     from vlbench.cli.view import show_plan
     from vlbench.runs.work import Options
     from vlbench.studies.plan import expected_seconds
@@ -245,13 +246,13 @@ def run_stress(stress: StressPlan, heading: str, store: Store, root: Path, how: 
     _show_stressors(stress)
     if how.dry_run:
         if how.as_json:
-            _print_json(stress.as_json())
+            print_json(stress.as_json())
         return 0
     store.save_plan(plan.study, stress.as_json())
     failed: list[str] = []
     if runner is not None:
         if plan.todo:
-            failed += _run(plan, store, runner, where)
+            failed += run_plan(plan, store, runner, where)
         failed += _score(stress, store, runner, where)
         failed += failures(look_again(stress, store))
     for failure in failed:
@@ -282,7 +283,10 @@ def _show_stressors(stress: StressPlan) -> None:
     console.print(table)
     console.print(Text(f"  severities version {stress.severities.version}, digest {stress.severities.digest}"))
     left = len(stress.todo)
-    console.print(Text(f"  {left} scores under noise to come" if left else "  every score under noise is in the store"))
+    said = f"{left} scores under noise to come" if left else "every score under noise is in the store"
+    if all(one.trains for one in stress.stressors):
+        said = "scores come with the fits, which are trained under the noise"
+    console.print(Text(f"  {said}"))
 
 
 def _score(stress: StressPlan, store: Store, runner: Executor, where: Options) -> list[str]:
@@ -317,7 +321,6 @@ def _answer(stress: StressPlan, store: Store, failed: Sequence[str], how: Any) -
     """Print the answer and write the report of what the store has."""
     from rich.console import Console
 
-    from vlbench.cli.ablate import _print_json
     from vlbench.cli.view import PIPE_WIDTH
     from vlbench.errors import PlanError
     from vlbench.report.stress import judge, read
@@ -332,7 +335,7 @@ def _answer(stress: StressPlan, store: Store, failed: Sequence[str], how: Any) -
         click.echo(f"no answer: {error}", err=True)
         return 1
     if how.as_json:
-        _print_json(as_json(judged))
+        print_json(as_json(judged))
     else:
         Console(highlight=False, width=None if sys.stdout.isatty() else PIPE_WIDTH).print(terminal(judged))
     paths = write_judged(store, judged, how.out, index=(how.out / "index.html").exists())
@@ -345,7 +348,7 @@ def _calibrate(plan: StressPlan, store: Store, root: Path, how: Any) -> int:
     """Train the first variant's fit if it is missing, measure what families cost it, and write the table."""
     from rich.console import Console
 
-    from vlbench.cli.ablate import _print_json, _run
+    from vlbench.cli.ablate import run_plan
     from vlbench.cli.view import PIPE_WIDTH, show_plan
     from vlbench.report.tables import Cell, Column, Table, rich_table
     from vlbench.runs.work import Options
@@ -360,7 +363,7 @@ def _calibrate(plan: StressPlan, store: Store, root: Path, how: Any) -> int:
         return 0
     if fits.todo:
         runner = options.executor(how.executor, jobs=how.jobs, device=how.device, options=where)
-        if failed := _run(fits, store, runner, where):
+        if failed := run_plan(fits, store, runner, where):
             click.echo("\n".join(f"failed: {failure}" for failure in failed), err=True)
             return 1
     table, found = calibrate_on(plan, store, where)
@@ -373,7 +376,7 @@ def _calibrate(plan: StressPlan, store: Store, root: Path, how: Any) -> int:
              "reached": one.reached, "note": one.note}
             for one in found
         ]  # fmt: skip
-        _print_json({"file": str(path), "version": table.version, "digest": table.digest, "families": rows})
+        print_json({"file": str(path), "version": table.version, "digest": table.digest, "families": rows})
     else:
         columns = (Column("Family"), Column("Amounts"), Column("Lost, percent of the clean score"), Column("Note"))
         cells = tuple(

@@ -280,8 +280,8 @@ def families_table(judged: Judged, metric: str) -> Table:
         Column("Levels"),
         Column("Clean", True),
         Column("Last level", True, "points"),
-        Column("Lost", True, "clean minus the last level, in points"),
-        Column("95% interval", True, "of what is lost"),
+        Column("Change", True, "last level minus clean, in points"),
+        Column("95% interval", True, "of the change"),
         Column("Area", True, "share of the clean score under the curve; nothing where there is one level alone"),
         Column("Interval of the area", True),
         Column("Retention", True, "share of the clean score at the last level"),
@@ -665,7 +665,7 @@ def terminal(judged: Judged) -> RenderableType:
     parts: list[RenderableType] = [Text(words.plain(f"{stress.study} · {setting(stress)}"), style="bold")]
     for metric in stress.primary:
         shown = families_table(judged, metric)
-        columns = ["Stressor", "Variant", "Clean", "Last level", "Lost", "Area", "Retention"]
+        columns = ["Stressor", "Variant", "Clean", "Last level", "Change", "Area", "Retention"]
         parts += [Text(title_of(metric), style="bold"), rich_table(shown, columns)]
         if (table := overall_table(judged, metric)) is not None:
             wanted = ["Variant", "Clean", "Corrupted", "Area", "95% interval", "Retention"]

@@ -263,7 +263,7 @@ def choose(
     if any(not one.trains for one in found.values()):
         for family in (WRONG, BLANK):
             add(family, None, "anchor", [CERTAIN])
-    if any(one.on in ("text", "query") for one in found.values()):
+    if any(one.on in ("text", "query") and one.role == "family" for one in found.values()):
         notes.append(
             "queries are spoiled by their tokens: noise on real words (typos, negations, paraphrases) needs the text "
             "encoder, whose features would have to be extracted again"
