@@ -10,7 +10,13 @@ import pytest
 
 from tests.unit.sweep_files import budget
 from tests.unit.sweep_files import workspace as tiny
+from tests.unit.test_sweep import sweep_of, without_seconds
+from vlbench.runs.executors.inline import InlineExecutor
+from vlbench.runs.executors.local import LocalExecutor
 from vlbench.runs.store import Store
+from vlbench.runs.work import Options
+from vlbench.studies.rounds import conduct
+from vlbench.studies.sweep import load
 
 ROOT = Path(__file__).resolve().parents[2]
 SWEEP = ["sweep", "--variant", "tiny", "--sweep", "tiny", "--dataset", "tiny"]
@@ -90,12 +96,25 @@ def test_a_dry_run_writes_nothing(tmp_path):
     assert planned["study"] == STUDY and planned["definition"]["trials"] == 5
 
 
+def conducted(folder, executor):
+    """The trials of a sweep with prunings, without what comes after them."""
+    tiny(folder)
+    budget(folder, trials=5, batch=3, pruner="hyperband")
+    store = Store(folder / ".vlbench")
+    for _ in conduct(sweep_of(folder), store, executor, Options(str(store.root), str(folder))):
+        pass
+    return without_seconds(load(store, "s"))
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    return conducted(tmp_path_factory.mktemp("alone") / "w", InlineExecutor(jobs=1, devices=["cpu"]))
+
+
 @pytest.mark.parametrize("jobs", [1, 2, 4])
-def test_workers_change_nothing(jobs, finished, tmp_path):
-    folder = small(tmp_path / "w")
-    done = run(folder, *SWEEP, "--jobs", str(jobs))
-    assert done.returncode == 0, done.stderr
-    assert outcome(folder) == outcome(finished[0])
+def test_workers_change_nothing(jobs, alone, tmp_path):
+    assert {"complete", "pruned"} == {trial["state"] for trial in alone["trials"]}
+    assert conducted(tmp_path / "w", LocalExecutor(jobs=jobs, devices=["cpu"])) == alone
 
 
 def test_kills_change_nothing(tmp_path):
