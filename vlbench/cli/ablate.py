@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vlbench.cli import options
+from vlbench.cli.view import print_json
 
 if TYPE_CHECKING:
     from vlbench.runs.executors import Executor
@@ -388,16 +389,16 @@ def _conduct(plan: Plan, heading: str, store: Store, root: Path, how: How) -> tu
     show_plan(plan, workers=workers, expected_s=expected_seconds(plan, store), heading=heading)
     if how.dry_run:
         if how.as_json:
-            _print_json(plan.as_json())
+            print_json(plan.as_json())
         return 0, False
     store.save_plan(plan.study, plan.as_json())
     failures: list[str] = []
     if runner is not None:
-        failures = _run(plan, store, runner, where)
-    return _answer(plan, store, failures, how)
+        failures = run_plan(plan, store, runner, where)
+    return answer(plan, store, failures, how)
 
 
-def _run(plan: Plan, store: Store, runner: Executor, where: Options) -> list[str]:
+def run_plan(plan: Plan, store: Store, runner: Executor, where: Options) -> list[str]:
     """Run what is missing with progress, publishing along; returns the failures, a line each."""
     from vlbench.cli.view import paces, watch
     from vlbench.studies.conduct import conduct, interruptible, what_is_left
@@ -435,7 +436,7 @@ def _noting(moments: Any, running: set[str], publisher: Any) -> Any:
         yield moment
 
 
-def _answer(plan: Plan, store: Store, failures: list[str], how: How) -> tuple[int, bool]:
+def answer(plan: Plan, store: Store, failures: list[str], how: How) -> tuple[int, bool]:
     """Print the comparison and write the report of what the store has: exit status, and whether all is decided."""
     from rich.console import Console
 
@@ -459,7 +460,7 @@ def _answer(plan: Plan, store: Store, failures: list[str], how: How) -> tuple[in
         return 1, False
     comparison = compare(frame)
     if how.as_json:
-        _print_json(result_json(comparison))
+        print_json(result_json(comparison))
     else:
         Console(highlight=False, width=None if sys.stdout.isatty() else PIPE_WIDTH).print(terminal(comparison))
     paths = write(store, plan.study, how.out, comparison=comparison)
@@ -467,9 +468,3 @@ def _answer(plan: Plan, store: Store, failures: list[str], how: How) -> tuple[in
     page = next(path for path in paths if path.suffix == ".html")
     click.echo(f"report: {page}", err=how.as_json)
     return (1 if failures else 0), comparison.decided
-
-
-def _print_json(content: Any) -> None:
-    import json
-
-    click.echo(json.dumps(content, indent=1, allow_nan=False))

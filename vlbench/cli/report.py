@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 import click
 
+from vlbench.cli.view import print_json
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -113,7 +115,7 @@ def report(
     store = Store(find().store)
     if not store.studies("ablation") and not sweeps(store) and not studies:
         if as_json:
-            _print_json({"reports": []} if verify is not None else {"studies": [], "index": None})
+            print_json({"reports": []} if verify is not None else {"studies": [], "index": None})
         click.echo(f"no study in {store.root}", err=True)
         click.echo("make one: vlbench ablate --component fra", err=True)
         return 0
@@ -126,7 +128,7 @@ def report(
     outcomes = write_all(store, out, studies=studies, allow_missing=allow_missing, format=kind, spread=after, done=told)
     index = out / "index.html" if format_ in ("all", "html") else None
     if as_json:
-        _print_json({"studies": [_outcome(one) for one in outcomes], "index": None if index is None else str(index)})
+        print_json({"studies": [_outcome(one) for one in outcomes], "index": None if index is None else str(index)})
     elif index is not None:
         click.echo(f"index: {index}")
     return 1 if any(outcome.problem is not None for outcome in outcomes) else 0
@@ -154,12 +156,6 @@ def _outcome(outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def _print_json(content: Any) -> None:
-    import json
-
-    click.echo(json.dumps(content, indent=1, ensure_ascii=False))
-
-
 def _verify(store: Store, out: Path, studies: Sequence[str], as_json: bool) -> int:
     """A line per report, and one per difference."""
     from dataclasses import asdict
@@ -172,7 +168,7 @@ def _verify(store: Store, out: Path, studies: Sequence[str], as_json: bool) -> i
         click.echo(f"no report in {out}", err=True)
     found = [verify(store, study, out) for study in (_known(store, named) if named else [])]
     if as_json:
-        _print_json({"reports": [asdict(one) for one in found]})
+        print_json({"reports": [asdict(one) for one in found]})
     for one in () if as_json else found:
         click.echo(one.line)
         for problem in one.problems[:NAMED]:

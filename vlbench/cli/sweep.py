@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vlbench.cli import options
+from vlbench.cli.view import print_json
 
 if TYPE_CHECKING:
     from vlbench.cards.kinds import Budget, Variant
@@ -96,7 +97,7 @@ def sweep(
         show_sweep(one, store)
     if run.dry_run:
         if run.as_json:
-            _print_json({"sweeps": [{"study": one.study, "definition": one.definition()} for one in found]})
+            print_json({"sweeps": [{"study": one.study, "definition": one.definition()} for one in found]})
         return 0
     results, exit_status = [], 0
     for one in found:
@@ -107,7 +108,7 @@ def sweep(
         exit_status = max(exit_status, code)
         results.append(result)
     if run.as_json:
-        _print_json({"sweeps": results})
+        print_json({"sweeps": results})
     return exit_status
 
 
@@ -348,7 +349,7 @@ def _watch(news: Iterable[News], one: Sweep, workers: int) -> None:
 def _fit_again(one: Sweep, outcome: dict[str, Any], store: Store, root: Path, how: How) -> tuple[int, dict[str, Any]]:
     """Fit the winner with fresh seeds and compare: exit status and the result as JSON."""
     from vlbench.cli.ablate import How as AblateHow
-    from vlbench.cli.ablate import _answer, _run
+    from vlbench.cli.ablate import answer, run_plan
     from vlbench.cli.view import show_plan
     from vlbench.errors import PlanError
     from vlbench.report.compare import compare
@@ -380,14 +381,14 @@ def _fit_again(one: Sweep, outcome: dict[str, Any], store: Store, root: Path, ho
     workers = runner.slots if runner else 1
     show_plan(plan, workers=workers, expected_s=expected_seconds(plan, store), heading=heading)
     store.save_plan(plan.study, plan.as_json())
-    failures = _run(plan, store, runner, where) if runner else []
+    failures = run_plan(plan, store, runner, where) if runner else []
     study.finish(store, one.study, final)
     _write_sweep(store, one.study, how)
     answering = AblateHow(how.device, how.jobs, how.executor, how.out, False, False, False, False)
     if not how.as_json:
-        return _answer(plan, store, failures, answering)[0], study.load(store, one.study) or {}
+        return answer(plan, store, failures, answering)[0], study.load(store, one.study) or {}
     with contextlib.redirect_stdout(sys.stderr):
-        code, _ = _answer(plan, store, failures, answering)
+        code, _ = answer(plan, store, failures, answering)
     comparison = None if code else as_json(compare(read(store, plan.study)))
     return code, {**(study.load(store, one.study) or {}), "comparison": comparison}
 
@@ -422,7 +423,7 @@ def _told(asked: Asked, how: How, store: Store, workspace: Workspace) -> int:
             _write_sweep(store, outcome["study"], how)
             _collect_final(outcome, store, how)
     if how.as_json:
-        _print_json({"sweeps": found})
+        print_json({"sweeps": found})
     return 0
 
 
@@ -490,9 +491,3 @@ def _without_password(url: str | None) -> str | None:
     from vlbench.studies.book import shown_url
 
     return shown_url(url)
-
-
-def _print_json(content: Any) -> None:
-    import json
-
-    click.echo(json.dumps(content, indent=1, allow_nan=False))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from vlbench.cli import options
+from vlbench.cli.view import print_json
 
 
 @click.command(
@@ -42,7 +43,7 @@ def train(
     from vlbench.cards.kinds import Arm
     from vlbench.cards.library import load_variant
     from vlbench.cards.resolve import edit, tune
-    from vlbench.cli.ablate import _print_json, _run
+    from vlbench.cli.ablate import run_plan
     from vlbench.cli.view import show_plan
     from vlbench.data.base import open_dataset, parse_features
     from vlbench.runs.store import Store
@@ -85,7 +86,7 @@ def train(
     if dry_run:
         return 0
     store.save_plan(plan.study, plan.as_json())
-    failures = _run(plan, store, runner, where) if runner else []
+    failures = run_plan(plan, store, runner, where) if runner else []
     for failure in failures:
         click.echo(f"failed: {failure}", err=True)
     (cell,) = plan.cells
@@ -93,7 +94,7 @@ def train(
     if record is None:
         return 1
     if as_json:
-        _print_json({"fit": store.record(cell.fit.id), "score": record})
+        print_json({"fit": store.record(cell.fit.id), "score": record})
     else:
         _print_scores(record, store.record(cell.fit.id) or {}, str(store.folder(cell.score.id)))
     return 0

@@ -31,6 +31,13 @@ SHOWN = 20  # rows of running cells
 STOPPING = "stopping: what runs is finished, nothing else starts; Ctrl-C again stops now and keeps checkpoints"
 
 
+def print_json(content: Any) -> None:
+    """One JSON object on stdout. Raises: ValueError for a number that is not finite."""
+    import json
+
+    click.echo(json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False))
+
+
 def show_plan(plan: Plan, *, workers: int, expected_s: float | None, heading: str) -> None:
     """Arms with their diffs and sizes, what is cached, what is to be run and about how long."""
     from rich.console import Console
