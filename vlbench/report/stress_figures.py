@@ -110,7 +110,8 @@ def _curve(axes: Axes, judged: Judged, one: Stressor, metric: str) -> None:
     axes.set_xlabel("level")
     axes.set_ylabel(title_of(metric))
     axes.spines["left"].set_visible(True)
-    axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
+    low, high = axes.dataLim.intervaly
+    axes.set_ylim(min(0.0, 1.05 * low), 1.08 * max(high, 0.0) or 1.0)
     if len(judged.stress.arms) > 1:
         axes.legend(loc="upper left", bbox_to_anchor=(-0.02, -0.22), borderaxespad=0, handlelength=2.6)
 

@@ -237,17 +237,26 @@ def terminal(found: Retained) -> RenderableType:
 
 def to_html(found: Retained) -> str:
     """The page."""
+    by_subject: dict[str, list[Row]] = {}
+    for row in found.rows:
+        by_subject.setdefault(row.subject, []).append(row)
     answers = [
         {
-            "subject": row.subject,
-            "changed": f"{row.claim.plus} {words.MINUS} {row.claim.minus}",
+            "subject": subject,
+            "changed": f"{rows[0].claim.plus} {words.MINUS} {rows[0].claim.minus}",
             "lines": [
-                Line(title_of(row.metric), row.verdict.word, row.statement, words.signed(100 * row.gap.estimate),
-                     tuple(_evidence(row)))
+                Line(
+                    title_of(row.metric),
+                    row.verdict.word,
+                    row.statement,
+                    words.signed(100 * row.gap.estimate),
+                    tuple(_evidence(row)),
+                )
+                for row in rows
             ],
         }
-        for row in found.rows
-    ]  # fmt: skip
+        for subject, rows in by_subject.items()
+    ]
     context = {"tables": [table(found)], "titles": [], "lead": "", "remarks": [sentences(found)], "folded": None}
     beside = "The studies on each dataset have pages of their own, beside this one."
     return render(
