@@ -210,6 +210,23 @@ def test_runs_of_a_method_are_its_seeds(files, capsys):
     assert "these checkpoints" not in found["answers"]["good"]
 
 
+@pytest.mark.parametrize("width", [60, 80, 110, 200])
+def test_a_narrow_terminal_keeps_the_names_and_says_what_is_left_out(files, width):
+    from rich.console import Console
+
+    stream = io.StringIO()
+    found = compared("good.jsonl", "bad.jsonl")
+    Console(file=stream, width=width, highlight=False).print(report.terminal(found, number=0))
+    lines = stream.getvalue().splitlines()
+    rows = [line.split() for line in lines[lines.index("MR-mAP, these checkpoints") + 1 :][:3]]
+    assert rows[0][0] == "Method" and {rows[1][0], rows[2][0]} == {"good", "bad"}
+    assert max(map(len, lines)) <= width
+    assert ("Verdict" in rows[0]) == (width >= 80)
+    assert ("Win/tie/loss" in rows[0]) == (width >= 110)
+    told = " ".join(stream.getvalue().split())  # the sentence may be folded
+    assert ("a wider terminal also shows: " in told) == (width < 110)
+
+
 def test_one_run_beside_several_says_what_is_about_which(files, capsys):
     save(files / "other.jsonl", predicted(GOLD, 9, 4.0))
     save(files / "other2.jsonl", predicted(GOLD, 10, 4.0))

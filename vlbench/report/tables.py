@@ -7,9 +7,9 @@ of statistics. Bold, and only bold, marks a difference that survives its correct
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from vlbench import catalog
 from vlbench.report import checkpoints, words
@@ -18,7 +18,7 @@ from vlbench.report.frame import ArmFrame, Frame, title_of
 from vlbench.report.methods import SE_NAMES, advice, cautions, notes, setting
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
+    from rich.console import Console, ConsoleOptions, RenderableType
 
 TOLD = 4  # notes that a terminal shows; the page has all
 
@@ -562,30 +562,60 @@ def _other(comparison: Comparison) -> RenderableType:
     return rich_table(Table("other", "", columns, tuple(rows)), ["Claim", *titles])
 
 
-def rich_table(table: Table, wanted: Sequence[str] | None) -> RenderableType:
-    """The wanted columns, or all of them without a head."""
-    from rich.padding import Padding
-    from rich.table import Table as RichTable
-    from rich.text import Text
+FOLDED = 20  # columns of a terminal that a text keeps before columns to its right are left out
+INDENT, GAP = 2, 2
 
-    drawn = RichTable(
-        box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim", show_header=wanted is not None
-    )
+
+def rich_table(table: Table, wanted: Sequence[str] | None) -> RenderableType:
+    """The wanted columns, or all of them without a head. A narrow terminal gets those on the left, and is told which
+    are left out.
+    """
     titles = [column.title for column in table.columns]
-    places = list(range(len(titles))) if wanted is None else [titles.index(title) for title in wanted]
-    for place in places:
-        column = table.columns[place]
-        folds = not column.numeric
-        drawn.add_column(
-            column.title,
-            justify="right" if column.numeric else "left",
-            no_wrap=not folds,
-            overflow="fold",
-        )
-    for row in table.rows:
-        cells = []
+    return _Fitted(
+        table, tuple(range(len(titles)) if wanted is None else map(titles.index, wanted)), wanted is not None
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Fitted:
+    """Columns of a table by place, drawn when the width of the terminal is known."""
+
+    table: Table
+    places: tuple[int, ...]
+    head: bool
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
+        from rich.padding import Padding
+        from rich.text import Text
+
+        places = self.places
+        while len(places) > 2 and INDENT + sum(self._least(place) + GAP for place in places) - GAP > options.max_width:
+            places = places[:-1]
+        yield Padding(self._drawn(places), (0, 0, 0, INDENT), expand=False)
+        if self.head and len(places) < len(self.places):
+            gone = words.listed([self.table.columns[place].title for place in self.places[len(places) :]])
+            yield Padding(Text(f"a wider terminal also shows: {words.plain(gone)}", style="dim"), (0, 0, 0, INDENT))
+
+    def _least(self, place: int) -> int:
+        """Numbers need their width; a text can be folded, but not to nothing."""
+        column = self.table.columns[place]
+        texts = [words.plain(row[place].text) for row in self.table.rows]
+        width = max(map(len, [*texts, column.title if self.head else ""]))
+        return width if column.numeric else min(width, FOLDED)
+
+    def _drawn(self, places: Sequence[int]) -> RenderableType:
+        from rich.table import Table as RichTable
+        from rich.text import Text
+
+        drawn = RichTable(box=None, padding=(0, GAP, 0, 0), pad_edge=False, header_style="dim", show_header=self.head)
         for place in places:
-            style = _STYLES.get(row[place].tone, "bold" if row[place].strong else "")
-            cells.append(Text(words.plain(row[place].text), style=style))
-        drawn.add_row(*cells)
-    return Padding(drawn, (0, 0, 0, 2), expand=False)
+            column = self.table.columns[place]
+            side: Literal["left", "right"] = "right" if column.numeric else "left"
+            drawn.add_column(column.title, justify=side, no_wrap=column.numeric, overflow="fold")
+        for row in self.table.rows:
+            cells = []
+            for place in places:
+                style = _STYLES.get(row[place].tone, "bold" if row[place].strong else "")
+                cells.append(Text(words.plain(row[place].text), style=style))
+            drawn.add_row(*cells)
+        return drawn
