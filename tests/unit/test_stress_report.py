@@ -164,3 +164,15 @@ def test_the_index_has_a_line_per_study(tmp_path):
     store = build(tmp_path / "store", {"a": 0.5}, falling)
     (entry,) = stress_page.entries(store, tmp_path)
     assert entry.study == "stress-toy" and entry.answers[0][0] == "a" and not entry.href and not entry.problem
+
+
+def test_the_report_command_renders_stress_studies_and_keeps_their_lines(tmp_path):
+    from vlbench.report.write import write_all
+
+    store = build(tmp_path / "store", {"a": 0.5}, falling)
+    (outcome,) = write_all(store, tmp_path / "out")
+    assert outcome.problem is None and any(path.name == "index.html" for path in outcome.written)
+    index = (tmp_path / "out" / "index.html").read_text()
+    assert 'href="stress-toy/index.html"' in index and "keeps" in index
+    first = stress_page.entries(store, tmp_path / "out")
+    assert stress_page.entries(store, tmp_path / "out") == first  # as it was kept

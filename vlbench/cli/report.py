@@ -113,7 +113,7 @@ def report(
         )
 
     store = Store(find().store)
-    if not store.studies("ablation") and not sweeps(store) and not studies:
+    if not any((store.studies("ablation"), sweeps(store), store.studies("stress"), studies)):
         if as_json:
             print_json({"reports": []} if verify is not None else {"studies": [], "index": None})
         click.echo(f"no study in {store.root}", err=True)

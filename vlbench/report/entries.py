@@ -65,6 +65,8 @@ def _sources(plan: dict[str, Any]) -> Iterator[tuple[str, str]]:
             yield from (
                 (str(cell["score"]), name) for name in ("record.json", "queries.parquet", "made_by.json", "spec.json")
             )
+    for cell in plan.get("spoiled", ()):
+        yield from ((str(cell["score"]), name) for name in ("record.json", "queries.parquet"))
 
 
 def _state(path: Path) -> list[int]:

@@ -11,6 +11,7 @@ import hashlib
 import io
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -19,6 +20,7 @@ from vlbench.canon import digest
 from vlbench.errors import PlanError, VlbenchError
 from vlbench.report import figures, files, stress_figures, words
 from vlbench.report.compare import ALPHA
+from vlbench.report.entries import keep, kept, stamp
 from vlbench.report.formats import md, md_table
 from vlbench.report.frame import title_of
 from vlbench.report.methods import CLAIM_SEEDS
@@ -687,23 +689,25 @@ def entries(store: Store, out: Path) -> list[Entry]:
     found = []
     for study in store.studies("stress"):
         href = f"{quote(study)}/index.html" if (out / study / "index.html").exists() else ""
+        stamped = stamp(store, study, allow_missing=True)
+        if (known := kept(store, study, stamped)) is not None:
+            found.append(replace(known, href=href))
+            continue
         try:
             judged = judge(read(store, study, allow_missing=True))
         except VlbenchError as problem:
             found.append(Entry(study=study, href=href, problem=str(problem)))
             continue
-        lines = tuple((str(answer["subject"]), tuple(answer["lines"])) for answer in answers(judged))
-        said = [one.sentence for one in judged.ignored]
-        found.append(
-            Entry(
-                study=study,
-                question=judged.stress.question,
-                setting=setting(judged.stress),
-                href=href,
-                answers=lines,
-                cautions=(*said, *cautions(judged)),
-            )
+        entry = Entry(
+            study=study,
+            question=judged.stress.question,
+            setting=setting(judged.stress),
+            href=href,
+            answers=tuple((str(answer["subject"]), tuple(answer["lines"])) for answer in answers(judged)),
+            cautions=(*(one.sentence for one in judged.ignored), *cautions(judged)),
         )
+        keep(store, study, stamped, entry)
+        found.append(entry)
     return found
 
 

@@ -12,7 +12,7 @@ from urllib.parse import quote
 
 from vlbench.canon import digest
 from vlbench.errors import PlanError, StoreError, VlbenchError, suggestion
-from vlbench.report import bibliography, figures, files, formats, latex, sweep
+from vlbench.report import bibliography, figures, files, formats, latex, stress_page, sweep
 from vlbench.report.checkpoints import protocols
 from vlbench.report.compare import Comparison, compare
 from vlbench.report.entries import keep, kept, stamp
@@ -84,9 +84,9 @@ def write_all(
     A study that cannot be reported does not keep the others from being written. ``done`` hears of each as it is ready.
     Raises: PlanError for the name of a study that the store does not have.
     """
-    compared, searched = store.studies("ablation"), sweep.sweeps(store)
-    known = [*compared, *searched]
-    wanted = list(dict.fromkeys(studies or (compared if format == "latex" else known)))  # a sweep has no LaTeX form
+    compared, searched, stressed = store.studies("ablation"), sweep.sweeps(store), store.studies("stress")
+    known = [*compared, *searched, *stressed]
+    wanted = list(dict.fromkeys(studies or (compared if format == "latex" else known)))  # others have no LaTeX form
     for study in wanted:
         if study not in known:
             raise PlanError(f'the store has no study "{study}"', where=store.root, hint=suggestion(study, known))
@@ -96,6 +96,9 @@ def write_all(
         try:
             if study in searched:
                 outcome = Outcome(study, tuple(sweep.write(store, study, out, format=format, index=pages)))
+            elif study in stressed:
+                written = stress_page.write(store, study, out, allow_missing=allow_missing, format=format, index=pages)
+                outcome = Outcome(study, tuple(written))
             else:
                 found = compare(read(store, study, allow_missing=allow_missing))
                 outcome = Outcome(study, tuple(_write(store, found, out, format, pages, spread)), found)
@@ -110,7 +113,7 @@ def write_all(
 
 
 def write_index(store: Store, out: Path, *, allow_missing: bool = False, known: Sequence[Outcome] = ()) -> Path:
-    """``out/index.html`` over every study and sweep of the store, with a link where a page was written.
+    """``out/index.html`` over every study, sweep and stress study of the store, with a link where a page was written.
 
     known: studies that were judged already, so that they are not judged again.
     """
@@ -119,7 +122,7 @@ def write_index(store: Store, out: Path, *, allow_missing: bool = False, known: 
         _entry(store, by_name[study], out) if study in by_name else _judged(store, study, out, allow_missing)
         for study in store.studies("ablation")
     ]
-    entries += sweep.entries(store, out)
+    entries += [*sweep.entries(store, out), *stress_page.entries(store, out)]
     path = out / "index.html"
     files.save(path, index_page(entries).encode())
     return path
