@@ -1,11 +1,12 @@
 """Protects the plan of a stress study: which families apply, what each mistake says, and which cells are asked for."""
 
+import json
 from dataclasses import replace
 
 import pytest
 
 from vlbench.cards.kinds import Arm
-from vlbench.cards.library import builtin_root, load_variant
+from vlbench.cards.library import builtin_root, load_ablation, load_variant
 from vlbench.cards.resolve import edit
 from vlbench.corrupt.severities import Severities
 from vlbench.data.base import open_dataset
@@ -13,6 +14,8 @@ from vlbench.errors import CardError, DataError
 from vlbench.runs.cells import Score, from_spec
 from vlbench.runs.store import Store
 from vlbench.studies import stress
+from vlbench.studies.ablate import ask
+from vlbench.studies.design import ask_together
 from vlbench.studies.plan import make_plan, scored_on
 from vlbench.workspace import find
 
@@ -136,7 +139,7 @@ def test_packs_hold_every_cell_once_whatever_the_workers_and_the_order_of_famili
         packs = stress.packs(plan, slots)
         assert sorted(cell for pack in packs for cell in pack.cells) == wanted
         for pack in packs:  # one fit, and whole groups
-            scores = [from_spec(__import__("json").loads(spec)) for spec in pack.specs]
+            scores = [from_spec(json.loads(spec)) for spec in pack.specs]
             assert all(isinstance(score, Score) for score in scores) and len({score.fit for score in scores}) == 1
     assert len(stress.packs(plan, 4)) > len(stress.packs(plan, 1))
 
@@ -188,3 +191,39 @@ def test_other_widths_and_encoders_are_refused_with_the_reason(data, workspace):
     fewer._video = {name: stream for name, stream in fewer._video.items() if name != "slowfast"}
     with pytest.raises(DataError, match='the video encoder "slowfast", which planted-quick does not have'):
         scored_on(plan_on(data, store), data, fewer, store, study="b", command="")
+
+
+# --- the cards of the coupling ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["hd_noise", "hd_undertrained", "coupling_under_noise"])
+def test_cards_with_factors_cross_them_and_test_their_interaction(data, name):
+    card = load_ablation(name, ROOT)
+    base = load_variant(card.variants[0], ROOT)
+    question = ask_together(card.components, card.design, base, data, ROOT, card)
+    assert len(question.arms) == 4 and {claim.kind for claim in question.claims} >= {"main", "interaction"}
+    assert next(arm for arm in question.arms if not arm.edits).name == "none"  # the released model, clean
+    (interaction,) = [claim for claim in question.claims if claim.kind == "interaction"]
+    assert interaction.name == " x ".join(factor.title for factor in card.factors)
+    if card.corrupt:
+        found, notes = chosen(data, card.corrupt, *question.arms, skip=True)
+        one = next(one for one in found if one.key == "head_noise")
+        assert [arm.name for arm in question.arms if one.reaches(arm)] == ["all", "only HD-to-MR feedback"]
+        assert len([note for note in notes if "training loss only" in note]) == 2
+
+
+def test_feedback_goes_each_way_or_none(data):
+    card = load_ablation("feedback_direction", ROOT)
+    question = ask("feedback_direction", load_variant(card.variants[0], ROOT), data, card)
+    uses = {arm.name: arm.variant.slots["feedback"].name for arm in question.arms}
+    assert uses == {"baseline": "unijfm", "none": "none", "HD to MR": "hd-to-mr", "both": "both"}
+
+
+def test_a_card_is_either_of_arms_or_of_components_or_of_factors(workspace):
+    (workspace / "ablations").mkdir()
+    (workspace / "ablations" / "mixed.toml").write_text(
+        'component = "fra"\nquestion = "?"\nvariants = ["qd_detr"]\n[[arm]]\nname = "x"\nset = { "train.epochs" = 1 }\n'
+        '[[factor]]\nname = "y"\nset = { "train.epochs" = 2 }\n'
+    )
+    with pytest.raises(CardError, match=r"\[\[factor\]\] tables"):
+        load_ablation("mixed", workspace)
