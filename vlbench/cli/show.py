@@ -147,9 +147,11 @@ def show(name: str, as_json: bool) -> None:
             click.echo(f"{ablation.name}: {ablation.question}")
             names, primary = ", ".join(ablation.variants), ", ".join(ablation.primary)
             click.echo(f"  variants {names}; {ablation.seeds} seeds; primary {primary}")
-            for arm in ablation.arms:
+            for arm in (*ablation.arms, *ablation.factors):
                 changes = ", ".join(f"{key} = {_toml(value)}" for key, value in arm.set.items())
                 click.echo(f"  {arm.name}: {changes}" + (f"  ({arm.reason})" if arm.reason else ""))
+            if ablation.corrupt:
+                click.echo(f"  then under noise: {', '.join(ablation.corrupt)}")
         for key, entry in components.get(name, []):
             args = ", ".join(f"{arg} = {_toml(value)}" for arg, value in entry.args.items()) or "no arguments"
             click.echo(f"component of {key}, version {entry.version}: {entry.summary}")
