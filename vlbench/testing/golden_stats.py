@@ -111,6 +111,8 @@ def _check(label: str, case: Case, compute: Callable[[Case], Fields], topic: _To
         ours = compute(case)
     except VlbenchError as cause:
         return CaseResult(label, False, "", math.inf, 0.0, f"refused: {cause}")
+    except Exception as cause:  # one case of an unforeseen form must not keep the others from being checked
+        return CaseResult(label, False, "", math.inf, 0.0, f"{type(cause).__name__}: {cause}")
     inputs = {"id", "input"} if "input" in case else set(case) - set(ours)
     wanted = case["expected"] if "expected" in case else {key: case[key] for key in case if key not in inputs}
     wanted = wanted if isinstance(wanted, Mapping) else {"": wanted}
