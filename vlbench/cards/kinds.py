@@ -195,6 +195,11 @@ class Ablation:
     factors: tuple[FactorCard, ...] = ()
     corrupt: tuple[str, ...] = ()
 
+    @property
+    def stated(self) -> tuple[ArmCard | FactorCard, ...]:
+        """What the card itself says is changed: its arms, or its factors."""
+        return (*self.arms, *self.factors)
+
 
 SamplerKind = Literal["tpe", "random", "qmc", "gp"]
 PrunerKind = Literal["none", "median", "percentile", "hyperband"]

@@ -187,7 +187,7 @@ def _arms(name: str, workspace: Any) -> str:
     number = 0
     for variant in ablation.variants:
         base = load_variant(variant, workspace.root)
-        for arm in (*ablation.arms, *ablation.factors):
+        for arm in ablation.stated:
             edit(base, arm.set, name=arm.name, origin=arm.origin)
             number += 1
     return f"{number} {'factors' if ablation.factors else 'arms'}"

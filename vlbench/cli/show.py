@@ -147,7 +147,7 @@ def show(name: str, as_json: bool) -> None:
             click.echo(f"{ablation.name}: {ablation.question}")
             names, primary = ", ".join(ablation.variants), ", ".join(ablation.primary)
             click.echo(f"  variants {names}; {ablation.seeds} seeds; primary {primary}")
-            for arm in (*ablation.arms, *ablation.factors):
+            for arm in ablation.stated:
                 changes = ", ".join(f"{key} = {_toml(value)}" for key, value in arm.set.items())
                 click.echo(f"  {arm.name}: {changes}" + (f"  ({arm.reason})" if arm.reason else ""))
             if ablation.corrupt:
