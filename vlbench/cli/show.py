@@ -23,9 +23,7 @@ Examples:
 )
 @click.argument("kinds", nargs=-1, metavar="[KIND]...")
 def list_(kinds: tuple[str, ...]) -> None:
-    """List what can be named: variants, ablations, components, losses, encoders, datasets, metrics, corruptions and
-    executors.
-    """
+    """List everything that has a name: variants, questions, components, losses, encoders, datasets and more."""
     from vlbench.errors import CardError, suggestion
     from vlbench.workspace import find
 

@@ -33,7 +33,7 @@ Make = Callable[[int, Sequence[str]], Executor]
 
 PATIENCE_S = 120.0  # for anything that has to happen; it mostly takes a hundredth of it
 NOTICED_S = 20.0  # until the death of a worker must have been noticed: far below the age at which a claim is stale
-SLOW = 400  # steps of a cell that is killed or interrupted before it ends: 8 s
+SLOW = 3000  # steps of a cell that is killed or interrupted long before it ends: 60 s
 
 
 @dataclass(frozen=True, slots=True)
