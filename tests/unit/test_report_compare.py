@@ -84,8 +84,14 @@ def test_exploratory_metrics_use_their_population_and_their_own_correction(tmp_p
 def test_the_sign_is_the_components_whether_arms_remove_or_add_it(tmp_path):
     removed = judged(tmp_path / "a", make_scores({"baseline": 0.1, "without FRA": 0.0}))
     added = judged(tmp_path / "b", make_scores({"baseline": 0.1, "with noise": 0.0}), adds=True, component="noise")
-    assert removed.rows[0].points > 5 and (removed.rows[0].claim.plus, removed.rows[0].claim.minus) == ("baseline", "without FRA")
-    assert added.rows[0].points < -5 and (added.rows[0].claim.plus, added.rows[0].claim.minus) == ("with noise", "baseline")
+    assert removed.rows[0].points > 5 and (removed.rows[0].claim.plus, removed.rows[0].claim.minus) == (
+        "baseline",
+        "without FRA",
+    )
+    assert added.rows[0].points < -5 and (added.rows[0].claim.plus, added.rows[0].claim.minus) == (
+        "with noise",
+        "baseline",
+    )
     assert removed.rows[0].verdict.word == "helps" and added.rows[0].verdict.word == "hurts"
     assert removed.rows[0].label == "baseline − without FRA" and added.rows[0].label == "with noise − baseline"
 
