@@ -34,7 +34,7 @@ from vlbench.errors import EnvironmentProblem
 from vlbench.runs.executors import Finished, Pack, work_on
 from vlbench.runs.work import Options
 
-POLL_S = 0.5
+POLL_S = 0.2  # signals are seen between two looks: Ctrl-C twice has to count as two
 CONNECT_S = 5.0  # until an address that nobody answers at is given up
 PROBE_S = 90.0  # until a machine must have shown that it sees the store; the first task on it starts Python there
 PATIENCE_S = 5.0  # how long a cancelled task has to unwind
