@@ -117,6 +117,7 @@ def test_workers_change_nothing(jobs, alone, tmp_path):
     assert conducted(tmp_path / "w", LocalExecutor(jobs=jobs, devices=["cpu"])) == alone
 
 
+@pytest.mark.slow
 def test_kills_change_nothing(tmp_path):
     script = [sys.executable, str(ROOT / "benchmarks" / "sweep_kill.py"), "--folder", str(tmp_path), "--seed", "1"]
     done = subprocess.run(script, capture_output=True, text=True, check=False)
