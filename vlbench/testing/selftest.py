@@ -762,7 +762,7 @@ def _of_store(tools: Tools, size: Size, store: Store | None) -> Iterator[Check]:
         return
     from vlbench.report.frame import read
 
-    names = store.studies()
+    names = store.studies("ablation")
     if not names:
         yield _shown("no study in the store", "nothing to resample", expected="two seeds per arm")
     for name in names:
