@@ -559,20 +559,27 @@ def _claim(frame: Frame, word: str) -> str:
 
 def _evidence(row: Row, *, with_size: bool) -> str:
     assert row.verdict is not None
-    facts = [f"{words.signed(row.points)} points"]
-    if not row.contrast.constant:
-        facts.append(f"95% interval {words.interval(row.low, row.high)}")
-        if row.verdict.word == "equivalent":
-            low, high = (100 * bound for bound in row.contrast.ci(1 - 2 * ALPHA))
-            facts.append(f"90% interval {words.interval(low, high)}")
-        facts.append(words.p_equals(row.p_adjusted, "adjusted p"))
-        if row.verdict.word == "unresolved":
-            facts.append(f"could have seen {words.points(row.verdict.mde)}")
-    if row.verdict.negligible:
-        facts.append("real but negligible")
+    said = facts(row.contrast, row.verdict, row.p_adjusted)
     if with_size:
-        facts.append(_size(row))
-    return f"{row.title} ({', '.join(facts)})"
+        said.append(_size(row))
+    return f"{row.title} ({', '.join(said)})"
+
+
+def facts(contrast: Contrast, verdict: Verdict, p_adjusted: float) -> list[str]:
+    """What a verdict rests on, in points: the difference, its intervals, p, and what could have been seen."""
+    said = [f"{words.signed(100 * contrast.estimate)} points"]
+    if not contrast.constant:
+        low, high = (100 * bound for bound in contrast.ci(LEVEL))
+        said.append(f"95% interval {words.interval(low, high)}")
+        if verdict.word == "equivalent":
+            low, high = (100 * bound for bound in contrast.ci(1 - 2 * ALPHA))
+            said.append(f"90% interval {words.interval(low, high)}")
+        said.append(words.p_equals(p_adjusted, "adjusted p"))
+        if verdict.word == "unresolved":
+            said.append(f"could have seen {words.points(verdict.mde)}")
+    if verdict.negligible:
+        said.append("real but negligible")
+    return said
 
 
 def _size(row: Row) -> str:

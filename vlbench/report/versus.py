@@ -19,6 +19,7 @@ from vlbench.files import replacing
 from vlbench.metrics.anatomy import LOOSE, OF_MOMENTS, OF_WINDOWS, TIGHT
 from vlbench.metrics.calibration import Reliability
 from vlbench.report import files, words
+from vlbench.report.compare import facts
 from vlbench.report.methods import CLAIM_SEEDS, SE_NAMES
 from vlbench.report.oddities import Group as Oddities
 from vlbench.report.tables import Cell, Column, Table, rich_table
@@ -112,18 +113,7 @@ def _claim(comparison: Comparison, row: Gap) -> str:
 
 def _evidence(row: Gap) -> str:
     assert row.verdict is not None
-    facts = [f"{words.signed(row.points)} points"]
-    if not row.contrast.constant:
-        facts.append(f"95% interval {words.interval(*row.interval)}")
-        if row.verdict.word == "equivalent":
-            low, high = (100 * bound for bound in row.contrast.ci(1 - 2 * ALPHA))
-            facts.append(f"90% interval {words.interval(low, high)}")
-        facts.append(words.p_equals(row.p_adjusted, "adjusted p"))
-        if row.verdict.word == "unresolved":
-            facts.append(f"could have seen {words.points(row.verdict.mde)}")
-    if row.verdict.negligible:
-        facts.append("real but negligible")
-    return f"{title_of(row.metric)} ({', '.join(facts)})"
+    return f"{title_of(row.metric)} ({', '.join(facts(row.contrast, row.verdict, row.p_adjusted))})"
 
 
 def cautions(comparison: Comparison) -> list[str]:
