@@ -153,25 +153,29 @@ def _nested(row: PublishedRow) -> Iterator[_Problem]:
 
 
 def _map_mean(row: PublishedRow) -> Iterator[_Problem]:
-    known, mean = _at(row.values, "mr-map"), row.values.get("mr-map")
-    if mean is None or not known or not _falling(known):
-        return
-    low, high = map_bounds(known)
-    slack = _half_unit(mean) + max(map(_half_unit, known.values()))
-    if not low - slack <= mean <= high + slack:
-        given = ", ".join(f"mAP@{iou:g} {value:g}" for iou, value in sorted(known.items()))
-        yield _Problem(f"mr-map {mean:g} is outside {low:.2f} to {high:.2f}, what {given} leaves room for")
+    yield from _within(row, "mr-map", _at(row.values, "mr-map"), map_bounds, "mAP")
 
 
 def _miou(row: PublishedRow) -> Iterator[_Problem]:
-    known, mean = _at(row.values, "mr-r1"), row.values.get("mr-miou")
+    yield from _within(row, "mr-miou", _at(row.values, "mr-r1"), miou_bounds, "R1")
+
+
+def _within(
+    row: PublishedRow,
+    name: str,
+    known: Mapping[float, float],
+    bounds: Callable[[Mapping[float, float]], tuple[float, float]],
+    title: str,
+) -> Iterator[_Problem]:
+    """A mean against what the values at its thresholds leave room for, as printed."""
+    mean = row.values.get(name)
     if mean is None or not known or not _falling(known):
         return
-    low, high = miou_bounds(known)
+    low, high = bounds(known)
     slack = _half_unit(mean) + max(map(_half_unit, known.values()))
     if not low - slack <= mean <= high + slack:
-        given = ", ".join(f"R1@{iou:g} {value:g}" for iou, value in sorted(known.items()))
-        yield _Problem(f"mr-miou {mean:g} is outside {low:.2f} to {high:.2f}, what {given} leaves room for")
+        given = ", ".join(f"{title}@{iou:g} {value:g}" for iou, value in sorted(known.items()))
+        yield _Problem(f"{name} {mean:g} is outside {low:.2f} to {high:.2f}, what {given} leaves room for")
 
 
 def _ceiling(row: PublishedRow) -> Iterator[_Problem]:
