@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from vlbench.cli import options
 from vlbench.cli.view import PIPE_WIDTH
 
 
@@ -61,14 +62,7 @@ Examples:
 @click.option(
     "--allow-missing", is_flag=True, help="Count a query that a file does not answer as 0 instead of stopping."
 )
-@click.option("--clip", "clip_s", default=2.0, show_default=True, metavar="SECONDS", help="Length of a clip.")
-@click.option(
-    "--mode",
-    type=click.Choice(["compatible", "strict"]),
-    default="compatible",
-    show_default=True,
-    help="compatible: query by query what the published evaluators average. strict: their faults mended.",
-)
+@options.scoring
 @click.option(
     "--top",
     default=5,

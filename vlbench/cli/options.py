@@ -88,6 +88,22 @@ def how(command: F) -> F:
     return command
 
 
+def scoring(command: F) -> F:
+    """How prediction files are scored: the length of a clip, and the published evaluators' faults or not."""
+    for option in (
+        click.option(
+            "--mode",
+            type=click.Choice(["compatible", "strict"]),
+            default="compatible",
+            show_default=True,
+            help="compatible: query by query what the published evaluators average. strict: their faults mended.",
+        ),
+        click.option("--clip", "clip_s", default=2.0, show_default=True, metavar="SECONDS", help="Length of a clip."),
+    ):
+        command = option(command)
+    return command
+
+
 def parse_settings(settings: tuple[str, ...], precision: str | None) -> dict[str, Scalar]:
     """``train.epochs=20`` -> {"train.epochs": 20}; values are TOML scalars, anything else is text."""
     import tomllib

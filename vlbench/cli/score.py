@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from vlbench.cli import options
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -33,14 +35,7 @@ Examples:
     type=click.Path(path_type=Path),
     help="Annotations in the field's format, plain or .gz: QVHighlights, moment-only, TVSum, YouTube Highlights.",
 )
-@click.option("--clip", "clip_s", default=2.0, show_default=True, metavar="SECONDS", help="Length of a clip.")
-@click.option(
-    "--mode",
-    type=click.Choice(["compatible", "strict"]),
-    default="compatible",
-    show_default=True,
-    help="compatible: query by query what the published evaluators average. strict: their faults mended.",
-)
+@options.scoring
 @click.option(
     "--evaluator",
     type=click.Choice(EVALUATORS),
