@@ -461,7 +461,9 @@ def feeders(loss: str) -> list[str]:
 # multiplies lr by lr_gamma every lr_drop epochs. eval_every: epochs between evaluations on the tune split (the last
 # epoch is always evaluated). select: the metrics whose mean on the tune split chooses the checkpoint; those that the
 # dataset does not have are left out. corruption: a family on labels or on training (see corruptions below), at
-# corruption_level 0 to 5.
+# corruption_level 0 to 5. padding: batch (to the longest of the batch, as released) or split (to the longest of the
+# split, so that every batch has one shape; released terms that read padding then see more of it). batching: shuffled
+# (as released) or by-length (queries of like length together).
 recipe_args: dict[str, Scalar] = {
     "epochs": 200,
     "batch_size": 32,
@@ -476,8 +478,17 @@ recipe_args: dict[str, Scalar] = {
     "precision": "fp32",
     "corruption": "none",
     "corruption_level": 0,
+    "padding": "batch",
+    "batching": "shuffled",
 }
-recipe_later = ("corruption", "corruption_level")  # younger than stored cells: an identity names them where they act
+# younger than stored cells: an identity names them where they act
+recipe_later = ("corruption", "corruption_level", "padding", "batching")
+# keys that have one of a few values
+recipe_choices = {
+    "precision": ("bf16", "fp32"),
+    "padding": ("batch", "split"),
+    "batching": ("shuffled", "by-length"),
+}
 recipe_version = 1  # raised when the loop's results change
 
 # --- encoders ---------------------------------------------------------------------------------------------------------

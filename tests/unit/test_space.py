@@ -67,7 +67,7 @@ BAD = {
     '"train.epochs" = { low = 0, high = 4 }': "train.epochs must be above 0",
     '"train.epochs" = { low = true, high = 4 }': "low of train.epochs has to be a whole number",
     '"train.precision" = { low = 1, high = 4 }': "is a text: it has no range",
-    '"train.precision" = { choices = ["fp32", "fp8"] }': '"fp8" is not a precision',
+    '"train.precision" = { choices = ["fp32", "fp8"] }': '"fp8" is not one of its values',
     '"model.refinement.use" = { choices = ["none", "fr"] }': 'the choice "fr", which is not a component of refinement',
     '"model.refinement.dropout_" = { choices = [0.1] }': "not a key of this card",
 }

@@ -334,23 +334,24 @@ def _check_recipe(recipe: Mapping[str, Scalar], origin: Mapping[str, str]) -> No
             hint=suggestion(spoils, ["none", *catalog.corruptions]),
         )
     if spoils != "none" and catalog.corruptions[spoils].facts["on"] not in ("label", "training"):
-        known = [e.name for e in catalog.corruptions.entries() if e.facts["on"] in ("label", "training")]
+        families = [e.name for e in catalog.corruptions.entries() if e.facts["on"] in ("label", "training")]
         raise CardError(
             f'train.corruption = "{spoils}" spoils finished fits, not training',
             where=origin.get("train.corruption"),
-            hint=f"known: {', '.join(known)}",
+            hint=f"known: {', '.join(families)}",
         )
     if level not in range(6) or (spoils == "none" and level != 0):
         raise CardError(
             f"train.corruption_level = {level}: levels are 0 to 5, and 0 without a corruption",
             where=origin.get("train.corruption_level"),
         )
-    if recipe["precision"] not in ("fp32", "bf16"):
-        raise CardError(
-            f'train.precision = "{recipe["precision"]}" is not a precision',
-            where=origin.get("train.precision"),
-            hint="known: bf16, fp32",
-        )
+    for key, known in catalog.recipe_choices.items():
+        if recipe[key] not in known:
+            raise CardError(
+                f'train.{key} = "{recipe[key]}" is not one of its values',
+                where=origin.get(f"train.{key}"),
+                hint=f"known: {', '.join(known)}",
+            )
 
 
 def _refuse(key: str, origin: Mapping[str, str]) -> None:

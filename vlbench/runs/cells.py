@@ -115,8 +115,10 @@ def variant_identity(variant: Variant) -> dict[str, Any]:
 
 
 def _recipe_identity(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """The recipe; a corruption of training only where there is one, with its strength and version."""
+    """The recipe; younger keys where they act, a corruption of training with its strength and version."""
     told = {key: value for key, value in recipe.items() if key not in catalog.recipe_later}
+    implied = _later()
+    told |= {key: recipe[key] for key in ("padding", "batching") if recipe.get(key, implied[key]) != implied[key]}
     spoiled = training_corruption(recipe, draw=0)
     if spoiled is None:
         return told

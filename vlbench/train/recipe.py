@@ -29,6 +29,8 @@ class Recipe:
     precision: str
     corruption: str = "none"
     corruption_level: int = 0
+    padding: str = "batch"
+    batching: str = "shuffled"
 
     @classmethod
     def of(cls, table: Mapping[str, Scalar]) -> Recipe:
