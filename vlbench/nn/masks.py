@@ -24,7 +24,7 @@ def keys(mask: Bool[Tensor, "B N"]) -> Bool[Tensor, "B 1 1 N"]:
 
 def additive(shown: Bool[Tensor, "*N"]) -> Float[Tensor, "*N"]:
     """What added to scores hides them from a softmax: 0 where shown, minus infinity elsewhere."""
-    return torch.zeros(shown.shape, device=shown.device).masked_fill_(~shown, -torch.inf)
+    return torch.zeros(shown.shape, device=shown.device).masked_fill(~shown, -torch.inf)
 
 
 def released_pairs(

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vlbench.nn.shapes import Float
+from vlbench.nn.stacked import last_state, stacking
 
 
 class LastState(nn.GRU):
@@ -29,10 +30,12 @@ class LastState(nn.GRU):
         super().__init__(width, width, batch_first=True)
 
     def forward(self, rows: Float[Tensor, "B L D"]) -> Float[Tensor, "B D"]:  # type: ignore[override]
-        if rows.device.type != "cpu":  # there the library's recurrence is one call both ways
+        if rows.device.type != "cpu" and not stacking():  # there the library's recurrence is one call both ways
             return super().forward(rows)[1][0]
         weight, recurrent_weight, bias, recurrent_bias = self.all_weights[0]
         given = functional.linear(rows.transpose(0, 1).contiguous(), weight, bias)  # L B 3D
+        if stacking():
+            return last_state(given, recurrent_weight, recurrent_bias)
         out: Tensor = _Recurrence.apply(given, recurrent_weight, recurrent_bias)  # type: ignore[no-untyped-call]
         return out
 
