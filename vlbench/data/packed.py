@@ -13,10 +13,12 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from vlbench.canon import digest
 from vlbench.data.features import Rows, Stream
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
     from vlbench.cards.kinds import Features
     from vlbench.data.base import Dataset
 
+
+Counts = NDArray[np.int64]
 
 CHUNK = 4096  # rows that are summed at once
 ABANDONED_S = 24 * 3600.0  # longer than any table takes to build
@@ -78,6 +82,11 @@ class Packed:
     def __len__(self) -> int:
         return len(self.queries)
 
+    @cached_property
+    def lengths(self) -> tuple[Counts, Counts]:
+        """Clips and words of every query, (Q,) each: as many as its shortest encoder has."""
+        return _shortest(self.video), _shortest(self.text)
+
     def raw(self, index: int) -> tuple[list[Rows], list[Rows]]:
         """The stored rows of one query, per video encoder and per text encoder."""
         return (
@@ -118,6 +127,12 @@ def channel_moments(dataset: Dataset, role: str, encoder: str, cache: Path | Non
         with replacing(path) as temporary, temporary.open("wb") as file:
             np.save(file, found)
     return found[0], found[1]
+
+
+def _shortest(tables: Sequence[tuple[Table, tuple[str, ...]]]) -> Counts:
+    counts = [[table.places[key][1] for key in keys] for table, keys in tables]
+    shortest: Counts = np.array(counts, dtype=np.int64).min(axis=0)
+    return shortest
 
 
 def _table(stream: Stream, queries: Sequence[Query], most: int, cache: Path | None) -> Table:

@@ -65,6 +65,17 @@ class Batch:
     negative: Clips
 
 
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What a batch is padded to at least: clips, words, moments."""
+
+    clips: int
+    words: int
+    spans: int
+
+
+NO_SHAPE = Shape(0, 0, 0)
+
 Sample = tuple[Qid, Float32, Float32, SampleTargets | None]  # qid, clips, words, targets
 
 
@@ -125,11 +136,12 @@ def targets(
     )
 
 
-def collate(samples: Sequence[Sample], *, grown: bool = False) -> Batch:
+def collate(samples: Sequence[Sample], *, grown: bool = False, least: Shape = NO_SHAPE) -> Batch:
     """Pad samples to one batch.
 
-    Args: grown: keep label vectors that are longer than every clip sequence of the batch, as the released loader does
-    before its loss fails on them; saliency and salient are then wider than the clips.
+    Args: least: what to pad to where no sample is longer. grown: keep label vectors that are longer than every clip
+    sequence of the batch, as the released loader does before its loss fails on them; saliency and salient are then
+    wider than the clips.
     Raises: DataError naming such queries if not ``grown``.
     """
     qids, clips, words, wanted = zip(*samples, strict=True)
@@ -144,19 +156,21 @@ def collate(samples: Sequence[Sample], *, grown: bool = False) -> Batch:
             "their batch",
             hint="the features have fewer rows than the annotation has clips; see vlbench data check",
         )
+    length = max(length, least.clips)
     no_spans, no_labels, no_pairs = np.zeros((0, 2), np.float32), np.zeros(length, np.float32), np.zeros(0, np.int64)
+    moments = least.spans if given else 0
     spans = [no_spans if target is None else target.spans_cw for target in wanted]
     width = max([length, *(len(target.saliency) for target in given)])
     saliency = [no_labels if target is None else target.saliency for target in wanted]
     salient = [no_labels > 0 if target is None else target.salient for target in wanted]
     return Batch(
         qids=tuple(qids),
-        clips=_padded(clips),
-        clip_mask=_mask(clips),
-        words=_padded(words),
-        word_mask=_mask(words),
-        spans_cw=_padded(spans),
-        span_mask=_mask(spans),
+        clips=_padded(clips, length),
+        clip_mask=_mask(clips, length),
+        words=_padded(words, least.words),
+        word_mask=_mask(words, least.words),
+        spans_cw=_padded(spans, moments),
+        span_mask=_mask(spans, moments),
         saliency=np.stack([_to(labels, width) for labels in saliency]),
         salient=np.stack([_to(labels, width) for labels in salient]),
         positive=np.stack([no_pairs if target is None else target.positive for target in wanted]),
@@ -236,16 +250,16 @@ def _side_by_side(parts: Sequence[NDArray[Any]]) -> Float32:
     return normal[0] if len(normal) == 1 else np.concatenate(normal, axis=1)
 
 
-def _padded(rows: Sequence[NDArray[Any]]) -> Float32:
-    out = np.zeros((len(rows), max(len(row) for row in rows), *rows[0].shape[1:]), np.float32)
+def _padded(rows: Sequence[NDArray[Any]], least: int) -> Float32:
+    out = np.zeros((len(rows), max([least, *map(len, rows)]), *rows[0].shape[1:]), np.float32)
     for index, row in enumerate(rows):
         out[index, : len(row)] = row
     return out
 
 
-def _mask(rows: Sequence[NDArray[Any]]) -> NDArray[np.bool_]:
+def _mask(rows: Sequence[NDArray[Any]], least: int) -> NDArray[np.bool_]:
     lengths = np.array([len(row) for row in rows])
-    return np.arange(lengths.max()) < lengths[:, None]
+    return np.arange(max(least, lengths.max())) < lengths[:, None]
 
 
 def _to(values: NDArray[Any], length: int) -> NDArray[Any]:

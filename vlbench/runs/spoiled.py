@@ -90,6 +90,7 @@ class Bench:
                 device=self.device,
                 batch_size=self.recipe.eval_batch_size,
                 precision=self.recipe.precision,
+                padding=self.recipe.padding,
             )
         except NotReached as reason:
             raise unreached(self.trained.variant, first.family, str(reason.args[0])) from None
@@ -121,8 +122,14 @@ class Bench:
 
     def _clean(self, metrics: tuple[str, ...]) -> dict[str, float]:
         """Mean scores without any corruption."""
-        size, precision = self.recipe.eval_batch_size, self.recipe.precision
-        rows = predict(self.model, self.split, device=self.device, batch_size=size, precision=precision)
+        rows = predict(
+            self.model,
+            self.split,
+            device=self.device,
+            batch_size=self.recipe.eval_batch_size,
+            precision=self.recipe.precision,
+            padding=self.recipe.padding,
+        )
         return score(self.split.queries, rows, metrics=metrics, clip_s=self.split.dataset.clip_s).means()
 
     def _moments(self, encoder: str) -> Moments:

@@ -184,7 +184,14 @@ def _run_score(cell: Score, folder: Path, store: Store, options: Options) -> tup
                 raise
             weights = weights.without(epoch)  # another scoring of this fit ended meanwhile
             continue
-        rows = predict(model, reporting, device=device, batch_size=recipe.eval_batch_size, precision=recipe.precision)
+        rows = predict(
+            model,
+            reporting,
+            device=device,
+            batch_size=recipe.eval_batch_size,
+            precision=recipe.precision,
+            padding=recipe.padding,
+        )
         scored[epoch] = score(
             reporting.queries, rows, mode=cell.mode, metrics=tuple(cell.metrics), clip_s=reporting.dataset.clip_s
         )

@@ -17,10 +17,12 @@ from vlbench.cards.kinds import Features
 from vlbench.corrupt.base import INPUTS, Corruption, Noise, Rows, Sample, spoil, touched
 from vlbench.data.base import Dataset
 from vlbench.data.packed import Packed
-from vlbench.data.samples import Batch, collate, combine, targets
+from vlbench.data.samples import MAX_WINDOWS, NO_SHAPE, Batch, Shape, collate, combine, targets
 from vlbench.data.types import Query
 from vlbench.nn.model import Inputs, Targets
 from vlbench.streams import stream
+
+MEGA = 50  # batches that are sorted by length together
 
 
 class Split:
@@ -37,53 +39,102 @@ class Split:
     def __len__(self) -> int:
         return len(self.queries)
 
-    def batch(self, rows: Sequence[int] | NDArray[np.integer], draws: np.random.Generator) -> Batch:
-        """The padded arrays of these queries. ``draws``: for the sampled saliency pairs and window subsets."""
+    def batch(
+        self, rows: Sequence[int] | NDArray[np.integer], draws: np.random.Generator | None, least: Shape = NO_SHAPE
+    ) -> Batch:
+        """The padded arrays of these queries.
+
+        draws: for the sampled saliency pairs and window subsets; None: without targets. least: what to pad to.
+        """
         samples = []
         for row in rows:
             query = self.queries[int(row)]
             clips, words = self.packed.sample(int(row))
             # cut: a clip id beyond the features would stop the released loader in the batches it makes too long (T20)
-            samples.append((query.qid, clips, words, targets(self.dataset, query, len(clips), draws, cut=True)))
-        return collate(samples)
+            wanted = None if draws is None else targets(self.dataset, query, len(clips), draws, cut=True)
+            samples.append((query.qid, clips, words, wanted))
+        return collate(samples, least=least)
 
-    def training(self, seed: int, epoch: int, batch_size: int) -> Iterator[Batch]:
+    def training(
+        self, seed: int, epoch: int, batch_size: int, *, padding: str = "batch", batching: str = "shuffled"
+    ) -> Iterator[Batch]:
         """One epoch in the order of this seed; the last, shorter batch is kept.
 
         Order and sampled targets come from streams of their own, so every arm of a seed sees the same batches.
+        padding, batching: as in a recipe.
+        """
+        draws, least = stream(seed, "targets", epoch), self._least(padding)
+        for rows in self.order(seed, epoch, batch_size, batching):
+            yield self.batch(rows, draws, least)
+
+    def order(self, seed: int, epoch: int, batch_size: int, batching: str) -> list[NDArray[np.integer]]:
+        """The rows of every batch of one epoch, each query once; all batches but the last hold batch_size.
+
+        ``by-length``: MEGA batches' worth of the shuffled queries at a time are sorted by length and cut, and the full
+        batches shuffled; what is left over of the shuffled queries stays the last batch.
         """
         order = stream(seed, "order", epoch).permutation(len(self))
-        draws = stream(seed, "targets", epoch)
-        for start in range(0, len(self), batch_size):
-            yield self.batch(order[start : start + batch_size], draws)
+        if batching == "shuffled":
+            return [order[start : start + batch_size] for start in range(0, len(self), batch_size)]
+        full = len(self) - len(self) % batch_size
+        clips, words = self._lengths
+        batches: list[NDArray[np.integer]] = []
+        for start in range(0, full, MEGA * batch_size):
+            rows = order[start : min(start + MEGA * batch_size, full)]
+            rows = rows[np.lexsort((words[rows], clips[rows]))]
+            batches += np.split(rows, len(rows) // batch_size)
+        shuffled = [batches[at] for at in stream(seed, "order of batches", epoch).permutation(len(batches))]
+        return [*shuffled, order[full:]] if full < len(self) else shuffled
 
-    def evaluation(self, batch_size: int) -> Iterator[tuple[list[Query], Batch]]:
-        """All queries in file order. Targets are drawn from a fixed stream that no training draw shares."""
-        draws = stream(0, "evaluation", self.role)
+    def evaluation(self, batch_size: int, *, padding: str = "batch") -> Iterator[tuple[list[Query], Batch]]:
+        """All queries in file order, without targets. padding: as in a recipe."""
+        least = self._least(padding)
         for start in range(0, len(self), batch_size):
             rows = range(start, min(start + batch_size, len(self)))
-            yield [self.queries[row] for row in rows], self.batch(rows, draws)
+            yield [self.queries[row] for row in rows], self.batch(rows, None, least)
 
     def spoiled(
-        self, batch_size: int, corruptions: Sequence[Corruption], noise: Noise
+        self, batch_size: int, corruptions: Sequence[Corruption], noise: Noise, *, padding: str = "batch"
     ) -> Iterator[tuple[list[Query], Iterator[Batch]]]:
         """All queries in file order, each batch without targets and once under every corruption of inputs.
 
         Features are read once and every base field of ``noise`` is drawn once; a batch is made when it is asked for,
         which has to be before the next ones. A corruption of anything else leaves the batch as it is.
         """
+        least = self._least(padding)
         for start in range(0, len(self), batch_size):
             rows = range(start, min(start + batch_size, len(self)))
             samples = [self._sample(row) for row in rows]
-            yield [self.queries[row] for row in rows], (self._spoiled(samples, one, noise) for one in corruptions)
+            yield (
+                [self.queries[row] for row in rows],
+                (self._spoiled(samples, one, noise, least) for one in corruptions),
+            )
             noise.forget()
 
     def mislabelled(self, corruption: Corruption) -> Split:
         """The same queries with the labels that a corruption of labels leaves them with."""
         noise, change = Noise(corruption.family, corruption.draw), catalog.corruptions[corruption.family].load()
         other = copy(self)
+        other.__dict__.pop("shape", None)  # labels are part of it
         other.queries = tuple(change(query, corruption.amount, noise) for query in self.queries)
         return other
+
+    @cached_property
+    def shape(self) -> Shape:
+        """The longest of all queries: what ``padding = "split"`` makes of every batch."""
+        clips, words = self.packed.lengths
+        moments = max(1 if query.windows_se is None else len(query.windows_se) for query in self.queries)
+        return Shape(int(clips.max()), int(words.max()), min(max(1, moments), MAX_WINDOWS))
+
+    def _least(self, padding: str) -> Shape:
+        return self.shape if padding == "split" else NO_SHAPE
+
+    @cached_property
+    def _lengths(self) -> tuple[NDArray[np.integer], NDArray[np.integer]]:
+        """Clips and words of every query by its annotation: encoders, in which arms may differ, cannot move a batch."""
+        clips = [min(round(query.duration_s / self.dataset.clip_s), self.dataset.max_clips) for query in self.queries]
+        words = [min(len(query.text.split()), self.dataset.max_words) for query in self.queries]
+        return np.array(clips), np.array(words)
 
     def _sample(self, row: int) -> Sample:
         clips, words = self.packed.raw(row)
@@ -94,9 +145,9 @@ class Split:
             touched=(),
         )
 
-    def _spoiled(self, samples: Sequence[Sample], corruption: Corruption, noise: Noise) -> Batch:
+    def _spoiled(self, samples: Sequence[Sample], corruption: Corruption, noise: Noise, least: Shape) -> Batch:
         given = [self._under(sample, corruption, noise) for sample in samples]
-        return collate([(sample.query.qid, *combine(*_parts(sample)), None) for sample in given])
+        return collate([(sample.query.qid, *combine(*_parts(sample)), None) for sample in given], least=least)
 
     def _under(self, sample: Sample, corruption: Corruption, noise: Noise) -> Sample:
         if corruption.on not in INPUTS:

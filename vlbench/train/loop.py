@@ -204,7 +204,8 @@ def _train_epoch(
     stops, frozen = _undertrained(model, recipe, seed, per_epoch)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed_for(seed, "dropout", epoch))
-        for batch in training.training(seed, epoch, recipe.batch_size):
+        batches = training.training(seed, epoch, recipe.batch_size, padding=recipe.padding, batching=recipe.batching)
+        for batch in batches:
             with autocast(device, recipe.precision):
                 outputs = model(to_inputs(batch, device))
             if not bool(torch.isfinite(outputs.spans_cw).all()):
@@ -247,7 +248,14 @@ def _undertrained(
 
 def evaluate(model: VideoMomentModel, split: Split, recipe: Recipe, device: torch.device) -> Scores:
     """Per-query scores of the model as it is, on the tune split."""
-    rows = predict(model, split, device=device, batch_size=recipe.eval_batch_size, precision=recipe.precision)
+    rows = predict(
+        model,
+        split,
+        device=device,
+        batch_size=recipe.eval_batch_size,
+        precision=recipe.precision,
+        padding=recipe.padding,
+    )
     return score(split.queries, rows, clip_s=split.dataset.clip_s)
 
 

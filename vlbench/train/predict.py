@@ -23,7 +23,13 @@ from vlbench.train.batch import Split, to_inputs
 
 @torch.inference_mode()
 def predict(
-    model: VideoMomentModel, split: Split, *, device: torch.device, batch_size: int, precision: str
+    model: VideoMomentModel,
+    split: Split,
+    *,
+    device: torch.device,
+    batch_size: int,
+    precision: str,
+    padding: str = "batch",
 ) -> list[Prediction]:
     """One prediction per query of the split, in file order.
 
@@ -32,7 +38,7 @@ def predict(
     was_training = model.training
     model.eval()
     rows: list[Prediction] = []
-    for queries, batch in split.evaluation(batch_size):
+    for queries, batch in split.evaluation(batch_size, padding=padding):
         rows += _answers(model, split, queries, batch, device, precision)
     model.train(was_training)
     return rows
@@ -58,6 +64,7 @@ def predict_spoiled(
     device: torch.device,
     batch_size: int,
     precision: str,
+    padding: str = "batch",
 ) -> list[Spoiled]:
     """The predictions of ``predict`` under each corruption of one group (``Corruption.group``).
 
@@ -67,7 +74,7 @@ def predict_spoiled(
     model.eval()
     found = [Spoiled() for _ in corruptions]
     with _handing(model, corruptions[0]) as hand:
-        for queries, batches in split.spoiled(batch_size, corruptions, noise):
+        for queries, batches in split.spoiled(batch_size, corruptions, noise, padding=padding):
             for corruption, batch, spoiled in zip(corruptions, batches, found, strict=True):
                 if hand is not None:
                     hand.expect(queries, batch, corruption, noise)
