@@ -90,67 +90,119 @@ def fit(
 
     Raises: Diverged if a loss, a prediction or a gradient is not finite.
     """
-    recipe = Recipe.of(variant.recipe)
-    if (spoiled := recipe.spoils(seed)) is not None and spoiled.on == "label":
-        training = training.mislabelled(spoiled)
-    model = build(variant, training, seed).to(device)
+    course = Course(
+        variant, training, tuning, seed=seed, device=device, folder=folder, log=log, resume=resume, keep=keep
+    )
     criterion = Criterion.of(variant, training.dataset.trains)
-    optimizer = make_optimizer(model, recipe)
-    progress = Progress()
-    if resume and (folder / CHECKPOINT).exists():
-        progress = load_checkpoint(folder / CHECKPOINT, model, optimizer)
-    names: tuple[str, ...] = ()
-    kept = kept_epochs(recipe)
-    (folder / EPOCH_WEIGHTS).mkdir(exist_ok=True)
-
-    last = recipe.epochs if until is None else min(until, recipe.epochs)
-    for epoch in range(progress.next_epoch, last):
+    for epoch in course.left(until):
         started = time.perf_counter()
-        for group in optimizer.param_groups:
-            group["lr"] = recipe.lr_at(epoch)
-        losses = _train_epoch(model, criterion, optimizer, training, recipe, seed, epoch, device)
-        event: dict[str, Any] = {"event": "epoch", "epoch": epoch, "lr": recipe.lr_at(epoch), "loss": losses}
+        course.begin(epoch)
+        losses = _train_epoch(
+            course.model, criterion, course.optimizer, course.training, course.recipe, seed, epoch, device
+        )
+        course.end(epoch, losses, time.perf_counter() - started)
+    return course.result()
+
+
+class Course:
+    """One fit on its way through the epochs: its model, its optimiser, how far it is, and what it writes.
+
+    Whoever trains it calls ``begin`` and ``end`` around every epoch that is ``left``, and asks for the ``result``; how
+    the steps of an epoch are carried out is not its business. Arguments: as for ``fit``. training: what is trained on,
+    spoiled if the recipe says so.
+    """
+
+    def __init__(
+        self,
+        variant: Variant,
+        training: Split,
+        tuning: Split,
+        *,
+        seed: int,
+        device: torch.device,
+        folder: Path,
+        log: Log,
+        resume: bool = True,
+        keep: bool = True,
+    ) -> None:
+        self.variant, self.tuning, self.seed, self.device = variant, tuning, seed, device
+        self.folder, self.log, self.keep = folder, log, keep
+        self.recipe = recipe = Recipe.of(variant.recipe)
+        if (spoiled := recipe.spoils(seed)) is not None and spoiled.on == "label":
+            training = training.mislabelled(spoiled)
+        self.training = training
+        self.model = build(variant, training, seed).to(device)
+        self.optimizer = make_optimizer(self.model, recipe)
+        self.progress = Progress()
+        if resume and (folder / CHECKPOINT).exists():
+            self.progress = load_checkpoint(folder / CHECKPOINT, self.model, self.optimizer)
+        self.names: tuple[str, ...] = ()
+        self.kept = kept_epochs(recipe)
+        (folder / EPOCH_WEIGHTS).mkdir(exist_ok=True)
+
+    def left(self, until: int | None = None) -> range:
+        """The epochs that are still to be trained, up to a pause."""
+        return range(self.progress.next_epoch, self.recipe.epochs if until is None else min(until, self.recipe.epochs))
+
+    def begin(self, epoch: int) -> None:
+        """Before the first step of an epoch."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.recipe.lr_at(epoch)
+
+    def end(self, epoch: int, losses: Mapping[str, float], seconds: float) -> None:
+        """After the last step of an epoch: evaluate, keep the best weights, write the checkpoint, tell the log.
+
+        losses: means over the epoch. seconds: that the steps took, this fit's share of them where several were trained
+        together. Raises Diverged if the selecting metrics are not numbers.
+        """
+        started = time.perf_counter()
+        recipe, progress, folder = self.recipe, self.progress, self.folder
+        event: dict[str, Any] = {"event": "epoch", "epoch": epoch, "lr": recipe.lr_at(epoch), "loss": dict(losses)}
         if recipe.evaluates(epoch):
-            scores = evaluate(model, tuning, recipe, device)
-            names = tuple(scores.values)
+            scores = evaluate(self.model, self.tuning, recipe, self.device)
+            self.names = tuple(scores.values)
             value = selection_value(scores, recipe)
             progress.evaluated.append(epoch)
             progress.scores.append(as_float16(scores))
-            event["tune"] = {name: scores.mean(name) for name in names}
-            if epoch in kept:
-                _save_epoch(model, weights_at(folder, epoch), epoch)
+            event["tune"] = {name: scores.mean(name) for name in self.names}
+            if epoch in self.kept:
+                _save_epoch(self.model, weights_at(folder, epoch), epoch)
                 progress.weights[epoch] = digest_file(weights_at(folder, epoch))
             if value > progress.best_value:
                 progress.best_epoch, progress.best_value = epoch, value
-                _save_as(model, folder, "selected", epoch)
-            if not keep:
+                _save_as(self.model, folder, "selected", epoch)
+            if not self.keep:
                 weights_at(folder, epoch).unlink(missing_ok=True)
         progress.next_epoch = epoch + 1
-        progress.seconds += time.perf_counter() - started
+        progress.seconds += seconds + time.perf_counter() - started
         with replacing(folder / CHECKPOINT) as path:
-            save_checkpoint(path, model, optimizer, progress)
-        log({**event, "seconds": round(progress.seconds, 3), "epochs": recipe.epochs})
+            save_checkpoint(path, self.model, self.optimizer, progress)
+        self.log({**event, "seconds": round(progress.seconds, 3), "epochs": recipe.epochs})
 
-    if not keep:
-        with contextlib.suppress(OSError):  # not empty: a scoring that was asked for earlier may still come
-            (folder / EPOCH_WEIGHTS).rmdir()
-    if progress.next_epoch < recipe.epochs:
-        return None
-    _save_as(model, folder, "last", recipe.epochs - 1)
-    if not names:  # resumed after the last epoch, before the record was written
-        names = tuple(evaluate(model, tuning, recipe, device).values)
-    with replacing(folder / EPOCH_SCORES) as path, path.open("wb") as stream:
-        qids = [str(query.qid) for query in tuning.queries]
-        save_epoch_scores(stream, names, qids, progress.evaluated, np.stack(progress.scores))
-    return FitResult(
-        parameters=parameters_of(model),
-        epochs=recipe.epochs,
-        selected_epoch=progress.best_epoch,
-        summary=_summary(names, progress),
-        weights=progress.weights,
-        seconds=progress.seconds,
-        resumed=progress.resumed,
-    )
+    def result(self) -> FitResult | None:
+        """What the fit leaves behind, after its last files are written; None where it is paused."""
+        recipe, progress, folder = self.recipe, self.progress, self.folder
+        if not self.keep:
+            with contextlib.suppress(OSError):  # not empty: a scoring that was asked for earlier may still come
+                (folder / EPOCH_WEIGHTS).rmdir()
+        if progress.next_epoch < recipe.epochs:
+            return None
+        _save_as(self.model, folder, "last", recipe.epochs - 1)
+        names = self.names
+        if not names:  # resumed after the last epoch, before the record was written
+            names = tuple(evaluate(self.model, self.tuning, recipe, self.device).values)
+        with replacing(folder / EPOCH_SCORES) as path, path.open("wb") as stream:
+            qids = [str(query.qid) for query in self.tuning.queries]
+            save_epoch_scores(stream, names, qids, progress.evaluated, np.stack(progress.scores))
+        return FitResult(
+            parameters=parameters_of(self.model),
+            epochs=recipe.epochs,
+            selected_epoch=progress.best_epoch,
+            summary=_summary(names, progress),
+            weights=progress.weights,
+            seconds=progress.seconds,
+            resumed=progress.resumed,
+        )
 
 
 def kept_epochs(recipe: Recipe) -> tuple[int, ...]:
