@@ -26,7 +26,7 @@ def stacking() -> bool:
 @contextlib.contextmanager
 def members() -> Iterator[None]:
     """For the block, modules take what this file has."""
-    global _depth  # noqa: PLW0603 - one computation at a time in a process
+    global _depth
     _depth += 1
     try:
         yield
