@@ -413,7 +413,7 @@ def run_plan(plan: Plan, store: Store, runner: Executor, where: Options) -> list
         if time.monotonic() - published > LIVE_S:
             published = time.monotonic()
             for fit_id in running:
-                publisher.publish(fit_id)
+                publisher.publish(fit_id, live=True)
 
     with interruptible(lambda: what_is_left(plan, store)) as stop:
         moments = conduct(plan, store, runner, where, stop)

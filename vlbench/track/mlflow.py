@@ -3,6 +3,9 @@
 There is one writer, the coordinator, and it writes in batches from a thread of its own. Publishing is idempotent: a
 run is found again by its tag, parameters and points are equal and carry the times of the events, so publishing twice
 leaves one run. When the tracker cannot be reached the work goes on, and ``vlbench runs publish`` brings it up to date.
+
+Curves of fits that still run are a courtesy: what they cost of the processor is held to ``LIVE_SHARE`` of the time that
+has passed, and what is left out is sent with the end of the fit.
 """
 
 from __future__ import annotations
@@ -26,8 +29,11 @@ from vlbench.runs.cells import Fit, from_spec
 from vlbench.runs.store import Store
 
 CELL_TAG = "vlbench.cell"
+FINISHED = "FINISHED"
 LIMITS = {"params": 100, "metrics": 1000}  # of one log_batch request
 PARAM_LENGTH = 6000
+LIVE_SHARE = 0.005  # of a processor: with the end of a fit it stays below a hundredth of the shortest of fits
+COSTS = {"device_seconds": "cost/device-seconds", "peak_bytes": "cost/peak-bytes"}
 OPTIMISTIC = "best-optimistic"  # the epoch that is best on the reported queries never goes without this word
 
 
@@ -59,15 +65,21 @@ class Publisher:
         self.runs = {run.fit: run for run in runs}
         self.problem: str | None = None
         self._queue: queue.Queue[str | None] = queue.Queue()
-        self._waiting: set[str] = set()
+        self._lock = threading.Lock()
+        self._waiting: dict[str, bool] = {}  # fit -> whether it is asked for as a running one alone
+        self._started, self._spent = time.monotonic(), 0.0
         self._thread = threading.Thread(target=self._work, daemon=True)
         self._thread.start()
 
-    def publish(self, fit_id: str) -> None:
-        """Ask for a cell to be published as it is now; asking again before it was is no more work."""
-        if fit_id not in self._waiting:
-            self._waiting.add(fit_id)
-            self._queue.put(fit_id)
+    def publish(self, fit_id: str, *, live: bool = False) -> None:
+        """Ask for a cell to be published as it is now; asking again before it was is no more work.
+
+        live: it still runs, and this may be left out where publishing has cost too much already.
+        """
+        with self._lock:
+            if fit_id not in self._waiting:
+                self._queue.put(fit_id)
+            self._waiting[fit_id] = live and self._waiting.get(fit_id, True)
 
     def close(self, patience_s: float = 60.0) -> str | None:
         """Wait for what is queued. Returns why something was not published, or None."""
@@ -80,14 +92,20 @@ class Publisher:
     def _work(self) -> None:
         session: Session | None = None
         while (fit_id := self._queue.get()) is not None:
-            self._waiting.discard(fit_id)
-            if self.problem is not None:
+            with self._lock:
+                live = self._waiting.pop(fit_id)
+            if self.problem is not None or (live and self._is_dear()):
                 continue
             try:
                 session = session or Session(self.store)
+                before = time.thread_time()
                 session.publish(self.study, self.runs[fit_id])
+                self._spent += time.thread_time() - before
             except Exception as error:  # whatever a tracker fails of must not stop the work
                 self.problem = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+
+    def _is_dear(self) -> bool:
+        return self._spent > LIVE_SHARE * (time.monotonic() - self._started)
 
 
 class Session:
@@ -104,7 +122,9 @@ class Session:
         self.store, self.uri = store, tracking_uri(store)
         self.own = self.uri.startswith("sqlite:///")
         self._experiments: dict[str, str] = {}
+        self._runs: dict[tuple[str, str], Any] = {}  # study, fit -> run, so that each is looked up once
         self._published: dict[str, int] = {}  # events per run that this session has sent
+        self._ended: dict[str, str] = {}  # run -> its end as the tracker was told it: FINISHED, or the cause of failure
         with _locked(store.root / "mlflow.lock"):  # two processes must not both create a fresh file
             self.client = MlflowClient(tracking_uri=self.uri)
             self.client.search_experiments(max_results=1)
@@ -115,6 +135,8 @@ class Session:
         assert isinstance(cell, Fit)
         run = self._run(study, planned, cell)
         run_id = run.info.run_id
+        if self._ended.get(run_id) == FINISHED:
+            return
         events = self.store.events(cell.id)
         points = list(_points(events[self._published.get(run_id, 0) :]))
         self._published[run_id] = len(events)
@@ -122,6 +144,7 @@ class Session:
         scored = self.store.record(planned.score)
         end = _milliseconds(made_by.get("finished"), events)
         if record is not None:
+            points += [(name, float(made_by[key]), end, 0) for key, name in COSTS.items() if key in made_by]
             points += [(f"summary/{_slug(name)}", value, end, 0) for name, value in record["summary"].items()]
         if scored is not None:
             for name, value in scored["summary"].items():
@@ -129,14 +152,24 @@ class Session:
                 told = OPTIMISTIC if rule == "best" else rule
                 points.append((f"report/{told}/{_slug(metric)}", value, end, 0))
         self._log_points(run_id, points)
-        if record is not None and scored is not None and run.info.status != "FINISHED":
-            self._log_artifacts(run_id, cell, planned)
-            self.client.set_terminated(run_id, "FINISHED", end_time=end)
+        if record is not None and scored is not None:
+            if run.info.status != FINISHED:
+                self._log_artifacts(run_id, cell, planned)
+                self.client.set_terminated(run_id, FINISHED, end_time=end)
+            self._ended[run_id] = FINISHED
         elif record is None and (failure := self.store.failure(cell.id)) is not None:
-            self.client.set_tag(run_id, "vlbench.failure", str(failure["cause"])[:PARAM_LENGTH])
-            self.client.set_terminated(run_id, "FAILED")
+            cause = str(failure["cause"])[:PARAM_LENGTH]
+            if self._ended.get(run_id) != cause:
+                self.client.set_tag(run_id, "vlbench.failure", cause)
+                self.client.set_terminated(run_id, "FAILED")
+                self._ended[run_id] = cause
 
     def _run(self, study: str, planned: Run, cell: Fit) -> Any:
+        if (study, cell.id) not in self._runs:
+            self._runs[study, cell.id] = self._find_or_create(study, planned, cell)
+        return self._runs[study, cell.id]
+
+    def _find_or_create(self, study: str, planned: Run, cell: Fit) -> Any:
         from mlflow.entities import Param
 
         experiment = self._experiment(study)
