@@ -19,11 +19,13 @@ import json
 import math
 import random
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from plain_scores import evaluate
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 from torch.nn import functional
@@ -281,7 +283,7 @@ class MLP(nn.Module):
     def __init__(self, outputs: int, count: int) -> None:
         super().__init__()
         widths = [D] * count + [outputs]
-        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True))
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
 
     def forward(self, rows: Tensor) -> Tensor:
         for i, layer in enumerate(self.layers):
@@ -423,7 +425,7 @@ class SliceReader(nn.Module):
         self.gru = nn.GRU(D, D, batch_first=True)
 
     def forward(self, rows: Tensor, spans: Tensor) -> Tensor:
-        """The last state (B D) over the clips of a span (B 2), zeros after them. Bounds as Python's slices take them."""
+        """The last state (B D) over the clips of a span (B 2), zeros after them; bounded as Python's slices are."""
         L = rows.shape[1]
         pieces = []
         for b in range(len(rows)):
@@ -701,3 +703,63 @@ def train_epoch(
     with log.open("a") as stream:
         stream.write(" ".join(f"{name} {meter.mean:.4f}" for name, meter in meters.items()) + "\n")
     return meters["total"].mean
+
+
+# --- evaluation -------------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def evaluate_epoch(
+    model: nn.Module,
+    samples: Samples,
+    *,
+    device: torch.device,
+    file: Path,
+    batch_size: int = 100,
+    processes: int = 8,
+) -> dict[str, float]:
+    """Predict every sample, losses included, write the predictions to ``file``, and evaluate them."""
+    model.eval()
+    meters: dict[str, Meter] = {}
+    submission: list[dict[str, Any]] = []
+    loader = torch.utils.data.DataLoader(samples, batch_size=batch_size, shuffle=False, collate_fn=collate)
+    for rows, inputs, targets in loader:
+        inputs, targets = to_device(inputs, targets, device)
+        out = model(**inputs)
+        for name, value in losses_of(out, targets, 0).items():
+            meters.setdefault(name, Meter()).show(float(value.item()))
+        submission += answers(rows, out)
+    submission = [rounded(row) for row in submission]
+    with file.open("w") as stream:
+        stream.write("".join(json.dumps(row) + "\n" for row in submission))
+    return evaluate(submission, samples.rows, processes=processes)
+
+
+def answers(rows: list[dict[str, Any]], out: dict[str, Any]) -> list[dict[str, Any]]:
+    """Windows in seconds, best first, and saliency, as a submission has them."""
+    foreground = torch.softmax(out["logits"], dim=-1)[..., 0]
+    found = []
+    for b, row in enumerate(rows):
+        seconds = start_end(out["spans"][b].cpu()) * row["duration"]
+        windows = torch.cat([seconds, foreground[b].cpu().unsqueeze(1)], dim=1).tolist()
+        windows = sorted(windows, key=lambda window: window[2], reverse=True)
+        clips = int(out["clip_mask"][b].sum())
+        found.append(
+            {
+                "qid": row["qid"],
+                "query": row["query"],
+                "vid": row["vid"],
+                "pred_relevant_windows": [[float(f"{value:.4f}") for value in window] for window in windows],
+                "pred_saliency_scores": out["saliency"][b].half()[:clips].cpu().tolist(),
+            }
+        )
+    return found
+
+
+def rounded(row: dict[str, Any]) -> dict[str, Any]:
+    """Borders inside the video and on whole clips."""
+    windows = torch.tensor(row["pred_relevant_windows"])
+    borders = torch.round(windows[:, :2].clamp(0, MOST_CLIPS * CLIP_S) / CLIP_S) * CLIP_S
+    windows = torch.cat([borders, windows[:, 2:]], dim=1)
+    limited = [[float(f"{value:.4f}") for value in window] for window in windows.tolist()]
+    return {**row, "pred_relevant_windows": limited}

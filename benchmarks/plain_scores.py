@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import multiprocessing
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -128,8 +127,7 @@ def clip_precision(rows: Sequence[Row], labels: dict[Any, Any], level: int, proc
     tasks = []
     for row in rows:
         positive = labels[row["qid"]] >= level
-        for annotator in range(3):
-            tasks.append((positive[:, annotator], row["pred_saliency_scores"]))
+        tasks += [(positive[:, annotator], row["pred_saliency_scores"]) for annotator in range(3)]
     return float(np.mean(spread(clips_of_annotator, tasks, processes)))
 
 
@@ -164,7 +162,7 @@ def spread(work: Callable[[Any], Any], tasks: list[Any], processes: int) -> list
     if not processes:
         return [work(task) for task in tasks]
     with multiprocessing.Pool(processes) as pool:
-        found = list(pool.imap(partial(work), tasks, chunksize=50))
+        found = list(pool.imap(work, tasks, chunksize=50))
         pool.close()
         pool.join()
     return found
