@@ -156,14 +156,19 @@ class Criterion:
 
     def __call__(self, outputs: Outputs, targets: Targets, *, epoch: int) -> Losses:
         """epoch: from 0; the hard saliency term grows with it, and evaluation uses 0."""
+        values = self.values(outputs, targets, epoch=epoch)
+        with torch.autocast(outputs.saliency.device.type, enabled=False):
+            weighted = {name: self.terms[name].weight * value.sum() for name, value in values.items()}
+            total = torch.stack(list(weighted.values())).sum()
+        return Losses(total, weighted, {name: value.detach() for name, value in values.items()})
+
+    def values(self, outputs: Outputs, targets: Targets, *, epoch: int) -> dict[str, Tensor]:
+        """What each term returns: a scalar, or one value per decoder layer, not weighted."""
         with torch.autocast(outputs.saliency.device.type, enabled=False):
             outputs = outputs.float()
             needed = any(term.needs_matches for term in self.terms.values())
             step = Step(outputs, targets, epoch, self.match(outputs, targets) if needed else None)
-            values = {name: term(step) for name, term in self.terms.items()}
-            weighted = {name: self.terms[name].weight * value.sum() for name, value in values.items()}
-            total = torch.stack(list(weighted.values())).sum()
-        return Losses(total, weighted, {name: value.detach() for name, value in values.items()})
+            return {name: term(step) for name, term in self.terms.items()}
 
 
 # --- moment retrieval -------------------------------------------------------------------------------------------------
