@@ -5,7 +5,7 @@ import time
 import pytest
 
 from vlbench.train import cost
-from vlbench.train.cost import Cost, Meter
+from vlbench.train.cost import Cost, Meter, forget_peak
 
 
 def test_two_stretches_add_their_seconds_and_keep_the_higher_peak():
@@ -37,6 +37,7 @@ def test_a_processor_is_not_divided():
 
 
 def test_the_peak_counts_what_was_held_and_let_go():
+    forget_peak("cpu")
     meter = Meter("cpu")
     before = meter.lap().peak_bytes
     held = bytearray(b"x") * 200_000_000
@@ -45,10 +46,11 @@ def test_the_peak_counts_what_was_held_and_let_go():
 
 
 def test_a_cell_does_not_inherit_the_peak_of_the_one_before():
-    first = Meter("cpu")
+    forget_peak("cpu")
     held = bytearray(b"x") * 200_000_000
     del held
-    high = first.lap().peak_bytes
+    high = Meter("cpu").lap().peak_bytes
+    forget_peak("cpu")
     fresh = Meter("cpu").lap().peak_bytes
     if not _peak_can_be_forgotten():
         pytest.skip("this system keeps one peak per process")
@@ -57,6 +59,7 @@ def test_a_cell_does_not_inherit_the_peak_of_the_one_before():
 
 def test_where_the_system_tells_nothing_the_process_is_asked(monkeypatch, tmp_path):
     monkeypatch.setattr(cost, "_SELF", tmp_path / "nowhere")
+    forget_peak("cpu")
     assert Meter("cpu").lap().peak_bytes > 1_000_000
 
 

@@ -76,6 +76,8 @@ def run_cells(specs: Sequence[str], options: Options) -> None:
 
 
 def _run(cell: Cell, folder: Path, store: Store, options: Options, keep: bool) -> None:
+    from vlbench.train.cost import forget_peak
+
     handler = logging.FileHandler(folder / "log.txt", encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     log = logging.getLogger("vlbench.run")
@@ -83,6 +85,7 @@ def _run(cell: Cell, folder: Path, store: Store, options: Options, keep: bool) -
     log.propagate = False
     log.addHandler(handler)
     log.info("start %s %s on %s", cell.kind, cell.id, options.device)
+    forget_peak(options.device)
     try:
         with warnings.catch_warnings():
             warnings.showwarning = lambda message, category, *_: log.warning("%s: %s", category.__name__, message)
@@ -131,6 +134,7 @@ def _run_fit(cell: Fit, folder: Path, options: Options, keep: bool) -> tuple[dic
             log=events.write,
             until=options.until,
             keep=keep,
+            share=options.share,
         )
     finally:
         events.close()
@@ -148,7 +152,7 @@ def _run_fit(cell: Fit, folder: Path, options: Options, keep: bool) -> tuple[dic
         "weights": {str(epoch): digest for epoch, digest in sorted(result.weights.items())},
     }
     cost = {"seconds": result.seconds, "wall": time.perf_counter() - started, "resumed": result.resumed}
-    return record, {**cost, "threads": THREADS}
+    return record, {**cost, **result.cost.as_json(), "threads": THREADS}
 
 
 def _run_score(cell: Score, folder: Path, store: Store, options: Options) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -159,11 +163,12 @@ def _run_score(cell: Score, folder: Path, store: Store, options: Options) -> tup
     from vlbench.metrics.oddities import Oddity
     from vlbench.runs import looks
     from vlbench.train.checkpoint import load_weights
+    from vlbench.train.cost import Meter
     from vlbench.train.loop import EPOCH_SCORES, WEIGHTS, build, save_epoch_scores, weights_of_epochs
     from vlbench.train.predict import predict
     from vlbench.train.recipe import Recipe
 
-    started = time.perf_counter()
+    started, meter = time.perf_counter(), Meter(options.device, options.share)
     trained = from_spec(store.spec(cell.fit))
     assert isinstance(trained, Fit)
     reporting = open_split(cell, "report", cell.features, options)
@@ -229,7 +234,8 @@ def _run_score(cell: Score, folder: Path, store: Store, options: Options) -> tup
         ],
         "files": digests(folder, files),
     }
-    return record, {"seconds": time.perf_counter() - started, "threads": THREADS}
+    cost = {"seconds": time.perf_counter() - started, **meter.lap().as_json()}
+    return record, {**cost, "threads": THREADS}
 
 
 def _free(fit: str, store: Store) -> None:

@@ -23,6 +23,7 @@ from torch import nn
 
 from vlbench.errors import StoreError
 from vlbench.files import replacing
+from vlbench.train.cost import Cost
 
 
 @dataclass(slots=True)
@@ -40,6 +41,7 @@ class Progress:
     scores: list[NDArray[np.float16]] = field(default_factory=list)
     weights: dict[int, str] = field(default_factory=dict)
     seconds: float = 0.0
+    cost: Cost = field(default_factory=Cost)
     resumed: int = 0
 
 
@@ -84,6 +86,8 @@ def save_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimiz
         "evaluated": progress.evaluated,
         "weights": {str(epoch): digest for epoch, digest in progress.weights.items()},
         "seconds": progress.seconds,
+        "device_seconds": progress.cost.device_seconds,
+        "peak_bytes": progress.cost.peak_bytes,
         "resumed": progress.resumed,
     }
     _save(tensors, path, {"progress": json.dumps(numbers)})
@@ -111,6 +115,7 @@ def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimiz
         scores=scores,
         weights={int(epoch): digest for epoch, digest in numbers.get("weights", {}).items()},
         seconds=numbers["seconds"],
+        cost=Cost(numbers.get("device_seconds", 0.0), numbers.get("peak_bytes", 0)),
         resumed=numbers["resumed"] + 1,
     )
 

@@ -36,26 +36,21 @@ class Cost:
 
 
 class Meter:
-    """Measures from its making on. device: as torch names it. share: the part of a GPU that is this cell's, in (0, 1].
-
-    The peak is counted anew where the system lets a process do so (Linux), and is that of the process elsewhere. One
-    meter at a time: a second one makes the first forget the peak so far.
-    """
+    """Measures from its making on. device: as torch names it. share: this cell's part of a GPU, in (0, 1]."""
 
     def __init__(self, device: str, share: float = 1.0) -> None:
         self.device, self.share = device, share
-        _forget_peak(device)
         self._since = _clock(device)
 
     def lap(self) -> Cost:
-        """The seconds since the last lap, and the peak since the meter was made. Waits for the device."""
+        """The seconds since the last lap, and the peak since it was forgotten. Waits for the device."""
         now = _clock(self.device)
         spent, self._since = now - self._since, now
         return Cost(spent * (self.share if _on_gpu(self.device) else 1.0), peak_bytes(self.device))
 
 
 def peak_bytes(device: str) -> int:
-    """The most memory held so far: by tensors on a GPU, by this process elsewhere."""
+    """The most memory held since ``forget_peak``: by tensors on a GPU, by this process elsewhere."""
     if _on_gpu(device):
         import torch
 
@@ -70,7 +65,10 @@ def peak_bytes(device: str) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def _forget_peak(device: str) -> None:
+def forget_peak(device: str) -> None:
+    """Count the peak anew, so that a cell does not inherit that of the one before. Only Linux lets a process do so for
+    the machine's memory; elsewhere the peak stays that of the process.
+    """
     if _on_gpu(device):
         import torch
 

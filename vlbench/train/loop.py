@@ -30,6 +30,8 @@ from vlbench.nn.model import VideoMomentModel, assemble, parameters_of
 from vlbench.streams import seed_for
 from vlbench.train.batch import Split, to_inputs, to_targets
 from vlbench.train.checkpoint import Progress, load_checkpoint, same_weights, save_checkpoint, save_weights
+from vlbench.train.cost import Cost, Meter
+from vlbench.train.phases import phase
 from vlbench.train.predict import autocast, predict
 from vlbench.train.recipe import Recipe, make_optimizer
 
@@ -52,6 +54,7 @@ class FitResult:
     summary: Mapping[str, float]
     weights: Mapping[int, str]  # digests of the weights after evaluated epochs
     seconds: float
+    cost: Cost
     resumed: int
 
 
@@ -80,27 +83,37 @@ def fit(
     resume: bool = True,
     until: int | None = None,
     keep: bool = True,
+    share: float = 1.0,
 ) -> FitResult | None:
     """Train one variant with one seed and leave weights, per-epoch scores and scratch weights in ``folder``.
 
     After every epoch a checkpoint is written, so a kill loses at most the epoch in progress; calling again goes on from
     it and ends with the same weights as an unbroken run. until: pause after so many epochs, with the checkpoint.
     Returns None where the fit is paused and not finished. keep: leave the weights of evaluated epochs for a scoring;
-    a fit that nobody is going to score keeps their digests only.
+    a fit that nobody is going to score keeps their digests only. share: the part of a GPU that is this fit's.
 
     Raises: Diverged if a loss, a prediction or a gradient is not finite.
     """
     course = Course(
-        variant, training, tuning, seed=seed, device=device, folder=folder, log=log, resume=resume, keep=keep
+        variant,
+        training,
+        tuning,
+        seed=seed,
+        device=device,
+        folder=folder,
+        log=log,
+        resume=resume,
+        keep=keep,
+        share=share,
     )
     criterion = Criterion.of(variant, training.dataset.trains)
     for epoch in course.left(until):
-        started = time.perf_counter()
+        started, meter = time.perf_counter(), Meter(str(device), share)
         course.begin(epoch)
         losses = _train_epoch(
             course.model, criterion, course.optimizer, course.training, course.recipe, seed, epoch, device
         )
-        course.end(epoch, losses, time.perf_counter() - started)
+        course.end(epoch, losses, time.perf_counter() - started, meter.lap())
     return course.result()
 
 
@@ -124,9 +137,10 @@ class Course:
         log: Log,
         resume: bool = True,
         keep: bool = True,
+        share: float = 1.0,
     ) -> None:
         self.variant, self.tuning, self.seed, self.device = variant, tuning, seed, device
-        self.folder, self.log, self.keep = folder, log, keep
+        self.folder, self.log, self.keep, self.share = folder, log, keep, share
         self.recipe = recipe = Recipe.of(variant.recipe)
         if (spoiled := recipe.spoils(seed)) is not None and spoiled.on == "label":
             training = training.mislabelled(spoiled)
@@ -149,35 +163,45 @@ class Course:
         for group in self.optimizer.param_groups:
             group["lr"] = self.recipe.lr_at(epoch)
 
-    def end(self, epoch: int, losses: Mapping[str, float], seconds: float) -> None:
+    def end(self, epoch: int, losses: Mapping[str, float], seconds: float, cost: Cost) -> None:
         """After the last step of an epoch: evaluate, keep the best weights, write the checkpoint, tell the log.
 
-        losses: means over the epoch. seconds: that the steps took, this fit's share of them where several were trained
-        together. Raises Diverged if the selecting metrics are not numbers.
+        losses: means over the epoch. seconds, cost: that the steps took, this fit's share of them where several were
+        trained together. Raises Diverged if the selecting metrics are not numbers.
         """
-        started = time.perf_counter()
-        recipe, progress, folder = self.recipe, self.progress, self.folder
+        started, meter = time.perf_counter(), Meter(str(self.device), self.share)
+        recipe, progress = self.recipe, self.progress
         event: dict[str, Any] = {"event": "epoch", "epoch": epoch, "lr": recipe.lr_at(epoch), "loss": dict(losses)}
         if recipe.evaluates(epoch):
-            scores = evaluate(self.model, self.tuning, recipe, self.device)
+            with phase("evaluation"):
+                scores = evaluate(self.model, self.tuning, recipe, self.device)
             self.names = tuple(scores.values)
             value = selection_value(scores, recipe)
             progress.evaluated.append(epoch)
             progress.scores.append(as_float16(scores))
             event["tune"] = {name: scores.mean(name) for name in self.names}
-            if epoch in self.kept:
-                _save_epoch(self.model, weights_at(folder, epoch), epoch)
-                progress.weights[epoch] = digest_file(weights_at(folder, epoch))
-            if value > progress.best_value:
-                progress.best_epoch, progress.best_value = epoch, value
-                _save_as(self.model, folder, "selected", epoch)
-            if not self.keep:
-                weights_at(folder, epoch).unlink(missing_ok=True)
+            with phase("checkpoint"):
+                self._keep_weights(epoch, value)
         progress.next_epoch = epoch + 1
         progress.seconds += seconds + time.perf_counter() - started
-        with replacing(folder / CHECKPOINT) as path:
+        progress.cost = progress.cost.plus(cost).plus(meter.lap())
+        with phase("checkpoint"), replacing(self.folder / CHECKPOINT) as path:
             save_checkpoint(path, self.model, self.optimizer, progress)
-        self.log({**event, "seconds": round(progress.seconds, 3), "epochs": recipe.epochs})
+        with phase("logging"):
+            told = {"seconds": round(progress.seconds, 3), **progress.cost.as_json(), "epochs": recipe.epochs}
+            self.log({**event, **told})
+
+    def _keep_weights(self, epoch: int, value: float) -> None:
+        """Of an evaluated epoch: for its scoring, and as the best so far. value: of the selecting metrics."""
+        progress, folder = self.progress, self.folder
+        if epoch in self.kept:
+            _save_epoch(self.model, weights_at(folder, epoch), epoch)
+            progress.weights[epoch] = digest_file(weights_at(folder, epoch))
+        if value > progress.best_value:
+            progress.best_epoch, progress.best_value = epoch, value
+            _save_as(self.model, folder, "selected", epoch)
+        if not self.keep:
+            weights_at(folder, epoch).unlink(missing_ok=True)
 
     def result(self) -> FitResult | None:
         """What the fit leaves behind, after its last files are written; None where it is paused."""
@@ -201,6 +225,7 @@ class Course:
             summary=_summary(names, progress),
             weights=progress.weights,
             seconds=progress.seconds,
+            cost=progress.cost,
             resumed=progress.resumed,
         )
 
