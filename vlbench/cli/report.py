@@ -160,17 +160,25 @@ def _verify(store: Store, out: Path, studies: Sequence[str], as_json: bool) -> i
     """A line per report, and one per difference."""
     from dataclasses import asdict
 
-    from vlbench.report.verify import verify
-    from vlbench.report.write import MANIFEST
+    from vlbench.errors import PlanError, suggestion
+    from vlbench.report.sweep import sweeps
+    from vlbench.report.verify import reports, verify
 
-    named = list(dict.fromkeys(studies)) or [study for study in _known(store) if (out / study / MANIFEST).exists()]
+    there = reports(out)
+    known = [*there, *store.studies("ablation"), *sweeps(store), *store.studies("stress")]
+    for study in studies:
+        if study not in known:
+            raise PlanError(f'the store has no study "{study}"', where=store.root, hint=suggestion(study, known))
+    named = list(dict.fromkeys(studies)) or there
     if not named:
         click.echo(f"no report in {out}", err=True)
-    found = [verify(store, study, out) for study in (_known(store, named) if named else [])]
+    found = [verify(store, study, out) for study in named]
     if as_json:
         print_json({"reports": [asdict(one) for one in found]})
     for one in () if as_json else found:
         click.echo(one.line)
+        for note in one.notes:
+            click.echo(f"  note: {note}", err=True)
         for problem in one.problems[:NAMED]:
             click.echo(f"  {problem}", err=True)
         if len(one.problems) > NAMED:

@@ -2,7 +2,8 @@
 
 The manifest of a report names the cells behind each number and keeps the number itself. Verifying reads those cells
 again, checks that they are the ones that were read then, compares them, and compares what comes out with the manifest,
-with ``results.json`` and with ``comparison.csv``; the other files are held against their digests.
+with ``results.json`` and with ``comparison.csv``; the other files are held against their digests. Other kinds of report
+(see ``again``) are compared by what they would write for machines now.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import csv
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from vlbench.canon import digest, digest_file
 from vlbench.errors import PlanError, VlbenchError
 from vlbench.files import read_json
 from vlbench.report import formats
+from vlbench.report.again import KINDS, Again, maker_of
 from vlbench.report.compare import Comparison, compare
 from vlbench.report.frame import read
 from vlbench.report.words import counted
@@ -26,18 +28,20 @@ from vlbench.report.write import MANIFEST, MANIFEST_FORMAT, manifest
 from vlbench.runs.store import Store
 
 RELATIVE = 1e-9  # of a number: what is left of rounding between machines
+COLUMNS = ("checkpoint", "kind", "name", "metric")  # what a line of comparison.csv is about
 Key = tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Verified:
-    """What was looked at, and what was found to differ, a line each."""
+    """What was looked at, and what was found to differ, a line each. notes: what could not be looked at."""
 
     study: str
     numbers: int
     cells: int
     files: int
     problems: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
     @property
     def line(self) -> str:
@@ -47,15 +51,22 @@ class Verified:
         return f"{self.study}: {looked}: {found}"
 
 
+def reports(out: Path) -> list[str]:
+    """The studies that have a report under this folder, by its folder's name."""
+    return sorted(path.parent.name for path in out.glob(f"*/{MANIFEST}"))
+
+
 def verify(store: Store, study: str, out: Path) -> Verified:
     """Check the report of a study under ``out/<study>/``.
 
-    Raises: PlanError if there is no report there, or one of another format.
+    Raises: PlanError if there is no report there, or one of another format or kind.
     """
     folder = out / study
     kept = read_json(folder / MANIFEST)
     if kept is None:
         raise PlanError("there is no report to verify", where=folder, hint=f"write it: vlbench report --study {study}")
+    if "kind" in kept:
+        return _verify_again(store, study, folder, kept)
     if kept.get("format") != MANIFEST_FORMAT:
         raise PlanError(
             f"the report is of format {kept.get('format')}, this version knows {MANIFEST_FORMAT}",
@@ -78,6 +89,41 @@ def verify(store: Store, study: str, out: Path) -> Verified:
     except VlbenchError as problem:
         problems.append(f"the numbers cannot be computed: {problem}")
     return Verified(study, numbers, len(cells), len(kept["files"]), tuple(dict.fromkeys(problems)))
+
+
+def _verify_again(store: Store, study: str, folder: Path, kept: Mapping[str, Any]) -> Verified:
+    """A report of a kind that says itself what it would write now."""
+    make = maker_of(str(kept["kind"]))
+    if make is None:
+        raise PlanError(
+            f'this version cannot verify a report of kind "{kept["kind"]}"',
+            where=folder / MANIFEST,
+            hint=f"known: {', '.join(KINDS)}",
+        )
+    problems, numbers, now = [*_files(folder, kept["files"])], 0, Again({})
+    try:
+        now = make(store, study, kept)
+        problems += now.problems
+        for name, text in now.texts.items():
+            path = folder / name
+            if name not in kept["files"] or not path.exists():
+                continue
+            before, after = (_contents(name, one, now.columns) for one in (path.read_text(encoding="utf-8"), text))
+            problems += _differing(name, before, after)
+            numbers += sum(isinstance(value, int | float) and not isinstance(value, bool) for value in before.values())
+    except VlbenchError as problem:
+        problems.append(f"the numbers cannot be computed: {problem}")
+    return Verified(study, numbers, now.cells, len(kept["files"]), tuple(dict.fromkeys(problems)), now.notes)
+
+
+def _contents(name: str, text: str, columns: Sequence[str]) -> dict[Key, Any]:
+    """Every value of a file for machines by where it stands."""
+    try:
+        if name.endswith(".json"):
+            return _leaves(json.loads(text))
+    except json.JSONDecodeError:
+        return {}  # its digest is wrong too, and that is said
+    return _by_line(list(csv.DictReader(text.splitlines())), columns)
 
 
 def _files(folder: Path, digests: Mapping[str, str]) -> Iterator[str]:
@@ -164,11 +210,11 @@ def _leaves(content: Any, place: Key = ()) -> dict[Key, Any]:
     return {place: content}
 
 
-def _by_line(lines: list[dict[str, str]]) -> dict[Key, Any]:
-    """Every number of the CSV by checkpoint, kind, name, metric and column."""
+def _by_line(lines: list[dict[str, str]], columns: Sequence[str] = COLUMNS) -> dict[Key, Any]:
+    """Every number of a CSV by what its line is about (see COLUMNS) and its column."""
     found: dict[Key, Any] = {}
     for line in lines:
-        place = tuple(line.get(key, "") for key in ("checkpoint", "kind", "name", "metric"))
+        place = tuple(line.get(key) or "" for key in columns)
         for name, text in line.items():
             try:
                 found[(*place, name)] = float(text) if text else None

@@ -10,6 +10,7 @@ import statistics
 import warnings
 from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
 from vlbench.canon import digest
@@ -236,6 +237,40 @@ class Book:
 
     def _stored_id(self, number: int) -> int:
         return int(self.storage.get_trial_id_from_study_id_trial_number(self._study_id, number))
+
+
+def stored_trials(store: Store, study: str, shown: str) -> list[dict[str, Any]]:
+    """The trials of a study as the storage has them: number, state, params, values. Nothing is written or created.
+
+    shown: the storage's address as ``sweep.json`` keeps it, without its password.
+    Raises: EnvironmentProblem if it cannot be opened from here, PlanError if it has no such study.
+    """
+    import optuna
+    from sqlalchemy.engine import make_url
+
+    address = make_url(shown)
+    if address.password is not None:  # asterisks stand for it
+        raise EnvironmentProblem("its password is not kept", where=shown)
+    if address.get_backend_name() == "sqlite" and not Path(address.database or "").is_file():
+        raise EnvironmentProblem("there is no such file here", where=shown)
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    with explained(shown):
+        storage = _storage(store, shown)
+        with _closing(storage):
+            try:
+                found = optuna.load_study(study_name=study, storage=storage, sampler=optuna.samplers.RandomSampler(0))
+            except KeyError:
+                raise PlanError(f'the storage has no study "{study}"', where=shown) from None
+            words: dict[str, State] = {"COMPLETE": "complete", "PRUNED": "pruned", "FAIL": "failed"}
+            return [
+                {
+                    "number": trial.number,
+                    "state": words.get(trial.state.name, "running"),
+                    "params": dict(trial.params),
+                    "values": trial.values if trial.state.name == "COMPLETE" else None,
+                }
+                for trial in found.get_trials(deepcopy=False)
+            ]
 
 
 def _negated(index: int, trial: Any) -> float:
