@@ -20,11 +20,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vlbench.nn.activation import PReLU
-from vlbench.nn.dropout import Dropout, dropped
+from vlbench.nn.dropout import Dropout, dropped, own_masks
 from vlbench.nn.masks import additive, keys
 from vlbench.nn.position import anchor_positions
 from vlbench.nn.shapes import Bool, Float, Sizes, at_least_one
 from vlbench.nn.spans import logit
+from vlbench.nn.stacked import stacking
 
 # --- blocks -----------------------------------------------------------------------------------------------------------
 
@@ -51,7 +52,7 @@ class HeadedAttention(nn.Module):
         """shown: True where a row may attend to a key; None shows everything. At least one key has to be shown."""
         query, key, value = self._cut(query), self._cut(key), self._cut(value)  # B H M E/H, B H N E/H, B H N D/H
         rate = self.dropout if self.training else 0.0
-        if rate and query.device.type == "cpu":  # the fused function would draw one random number per weight
+        if stacking() or (rate and own_masks(query)):  # the fused function would draw one random number per weight
             scores = (query / query.shape[-1] ** 0.5) @ key.transpose(-2, -1)  # B H M N
             if shown is not None:
                 scores += additive(shown)  # the sum has a free backward pass, and filling has not
