@@ -255,6 +255,7 @@ feedback.add(
     "vlbench.nn.feedback:UniJFM",
     summary="a second saliency from the best predicted moment (VideoLights, as released: MR to HD, in the loss only)",
     gives=("saliency",),
+    reads_in_training=("spans_handed",),
     depends_on_batch="the moment is cut out at the padded length of the batch",
     placebo="unijfm-placebo",
 )
@@ -285,6 +286,7 @@ feedback.add(
     "vlbench.nn.feedback:SoftMoments",
     summary="a second saliency from all predicted moments, with real lengths and gradients to the moments",
     gives=("saliency",),
+    reads_in_training=("spans_handed",),
     placebo="mr-to-hd-placebo",
 )
 feedback.add(
@@ -300,6 +302,7 @@ feedback.add(
     reads=("saliency_handed",),
     summary="hd-to-mr and mr-to-hd",
     gives=("saliency",),
+    reads_in_training=("spans_handed",),
     placebo="both-placebo",
 )
 feedback.add(
@@ -609,6 +612,7 @@ def _corrupt(name: str, target: str, summary: str, *, on: str, parameter: str, *
     corruptions.add(name, f"vlbench.corrupt.{target}", summary=summary, on=on, parameter=parameter, **facts)
 
 
+spoils_training = ("label", "training", "handed")  # ``on`` of the families that a fit is trained under
 _SHARE = {"limits": (0.0, 1.0)}
 _EACH = {"by_encoder": True, "battery": True}  # one encoder alone can be spoiled; part of a stress test by default
 _corrupt(
@@ -732,6 +736,14 @@ _corrupt(
     **_SHARE,
 )
 _corrupt(
+    "target_noise",
+    "labels:target_noise",
+    "training: the same for whatever saliency a fit learns from, labels made from moments included",
+    on="label",
+    parameter="share of labelled clips",
+    **_SHARE,
+)
+_corrupt(
     "boundary_jitter",
     "labels:boundary_jitter",
     "training: ends of moments moved",
@@ -759,6 +771,14 @@ for _name, _part in (("undertrained_head", "saliency"), ("undertrained_moments",
         falling=True,
         **_SHARE,
     )
+
+_corrupt(
+    "handed_noise",
+    "heads:handed",
+    "training: noise on what one head hands to the other: the saliency that guides moments, the moments that are read",
+    on="handed",
+    parameter="noise sd in sds of the scores, or in lengths of the moments",
+)
 
 # --- executors --------------------------------------------------------------------------------------------------------
 

@@ -10,7 +10,7 @@ from vlbench.corrupt.severities import LEVELS, Severities
 from vlbench.registry import Registry
 from vlbench.testing.corruptions import check_corruption
 
-ON = ("video", "text", "query", "head", "label", "training")
+ON = ("video", "text", "query", "head", *catalog.spoils_training)
 
 
 @pytest.mark.parametrize("name", list(catalog.corruptions))

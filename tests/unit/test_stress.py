@@ -196,7 +196,7 @@ def test_other_widths_and_encoders_are_refused_with_the_reason(data, workspace):
 # --- the cards of the coupling ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["hd_noise", "hd_undertrained", "coupling_under_noise"])
+@pytest.mark.parametrize("name", ["hd_noise", "handed_noise", "hd_undertrained", "coupling_under_noise"])
 def test_cards_with_factors_cross_them_and_test_their_interaction(data, name):
     card = load_ablation(name, ROOT)
     base = load_variant(card.variants[0], ROOT)

@@ -333,8 +333,8 @@ def _check_recipe(recipe: Mapping[str, Scalar], origin: Mapping[str, str]) -> No
             where=origin.get("train.corruption"),
             hint=suggestion(spoils, ["none", *catalog.corruptions]),
         )
-    if spoils != "none" and catalog.corruptions[spoils].facts["on"] not in ("label", "training"):
-        families = [e.name for e in catalog.corruptions.entries() if e.facts["on"] in ("label", "training")]
+    if spoils != "none" and catalog.corruptions[spoils].facts["on"] not in catalog.spoils_training:
+        families = [e.name for e in catalog.corruptions.entries() if e.facts["on"] in catalog.spoils_training]
         raise CardError(
             f'train.corruption = "{spoils}" spoils finished fits, not training',
             where=origin.get("train.corruption"),

@@ -12,6 +12,8 @@ on                             function                                         
 ``head``                       ``(Query, values (n,), amount, Noise) -> values``     what one head hands to the other,
                                                                                      at the fact ``hook``
 ``label``                      ``(Query, amount, Noise) -> Query``                   the queries that a fit learns from
+``handed``                     as ``head``; of moments values (A, 2)                 while a fit runs, at the hooks that
+                                                                                     its feedback reads
 ``training``                   the parameters' names (see ``train.loop``)            while a fit runs
 =============================  ====================================================  ===================================
 
@@ -52,7 +54,8 @@ Rows = NDArray[np.float32]
 Numbers = NDArray[np.float64]
 
 INPUTS = ("video", "text", "query")  # what a corruption of inputs can be on
-TRAINING = ("label", "training")
+TRAINING = catalog.spoils_training
+HOOKS = {"saliency_handed": "saliency", "spans_handed": "moments"}  # of a model, and what passes there
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +97,7 @@ class Corruption:
 
     @property
     def on(self) -> str:
-        """What is spoiled: ``video``, ``text``, ``query``, ``head``, ``label`` or ``training``."""
+        """What is spoiled: ``video``, ``text``, ``query``, ``head``, ``label``, ``handed`` or ``training``."""
         return str(catalog.corruptions[self.family].facts["on"])
 
     def __str__(self) -> str:
@@ -140,7 +143,8 @@ def training_corruption(recipe: Mapping[str, Any], *, draw: int) -> Corruption |
 def check(family: str, encoder: str | None, variant: Variant, tasks: Sequence[str]) -> None:
     """Raises CardError if a family has nothing to spoil in this variant on a dataset with these tasks.
 
-    A head corruption is refused where the catalogue knows that nothing is handed over at inference.
+    A head corruption is refused where the catalogue knows that nothing is handed over at inference, one of training
+    where nothing is handed over then.
     """
     facts = catalog.corruptions[family].facts
     encoders = _encoders(str(facts["on"]), variant)
@@ -154,6 +158,8 @@ def check(family: str, encoder: str | None, variant: Variant, tasks: Sequence[st
         has = ", ".join(sorted(tasks)) or "none"
         what = "annotated saliency" if need == "hd" else "moments"
         raise CardError(f"{family} needs {what}, which the dataset does not have (its tasks: {has})")
+    if facts["on"] == "handed" and not training_hooks(variant):
+        raise unreached_in_training(variant, family)
     hook = facts.get("hook")
     use = variant.slots["feedback"].name
     if hook is not None and "/" not in use and hook not in catalog.model_slots["feedback"][use].facts.get("reads", ()):
@@ -175,6 +181,32 @@ def unreached(variant: Variant, family: str, hook: str) -> CardError:
     return CardError(
         f'{family} does not reach {variant.name}: the hook "{hook}" is never passed at inference; {why}',
         hint=f"feedback that passes it: {', '.join(guides) or 'none'}",
+    )
+
+
+def training_hooks(variant: Variant) -> tuple[str, ...]:
+    """The hooks where a head hands something to the other while this variant is trained, and it is read.
+
+    What is read into a saliency that no loss reads is not read. Of a plug-in's feedback that does not say: all.
+    """
+    use = variant.slots["feedback"].name
+    facts = catalog.model_slots["feedback"][use].facts
+    if "/" in use and not {"reads", "reads_in_training"} & set(facts):
+        return tuple(HOOKS)
+    coupled = any(variant.losses[loss].name != "none" for loss in catalog.loss_needs if loss in variant.losses)
+    return (*facts.get("reads", ()), *(facts.get("reads_in_training", ()) if coupled else ()))
+
+
+def unreached_in_training(variant: Variant, family: str) -> CardError:
+    """The error of noise on what is handed over in training where nothing is, with the reason."""
+    use = variant.slots["feedback"].name
+    why = f"its feedback ({use}) hands nothing from one head to the other"
+    if catalog.model_slots["feedback"][use].facts.get("reads_in_training"):
+        why = f"its feedback ({use}) hands moments to a saliency that no loss reads"
+    passes = [name for name, entry in _feedbacks().items() if {"reads", "reads_in_training"} & set(entry.facts)]
+    return CardError(
+        f"{family} does not reach {variant.name}: {why}, so training under it is training without it",
+        hint=f"feedback that hands something over: {', '.join(passes) or 'none'}",
     )
 
 
@@ -237,22 +269,24 @@ class Others(Protocol):
 class Noise:
     """The base fields of one family and draw, each drawn once and kept until ``forget``.
 
-    moments: encoder -> its channels' moments. others: the other queries; None where there are none to be had.
+    moments: encoder -> its channels' moments. others: the other queries; None where there are none to be had. apart:
+    names that tell these fields from others of the same family and draw, such as the epoch of a fit.
     """
 
     family: str
     draw: int
     moments: Callable[[str], Moments] | None = None
     others: Others | None = None
+    apart: tuple[str | int, ...] = ()
     _kept: dict[tuple[Any, ...], Any] = field(default_factory=dict, repr=False)
 
     def of_video(self, query: Query, *names: str | int) -> np.random.Generator:
         """The stream of a video, shared by its queries."""
-        return stream(self.draw, "corrupt", self.family, *names, "video", query.vid)
+        return stream(self.draw, "corrupt", self.family, *self.apart, *names, "video", query.vid)
 
     def of_query(self, query: Query, *names: str | int) -> np.random.Generator:
         """The stream of a query."""
-        return stream(self.draw, "corrupt", self.family, *names, "query", query.qid)
+        return stream(self.draw, "corrupt", self.family, *self.apart, *names, "query", query.qid)
 
     def keep(self, key: tuple[Any, ...], draw: Callable[[], Any]) -> Any:
         """What ``draw`` gives, drawn once for this key: the levels of a family ask for the same fields."""

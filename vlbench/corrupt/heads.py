@@ -1,4 +1,6 @@
-"""What one head hands to the other, spoiled on the way: the saliency of a video's clips before the moments read it."""
+"""What one head hands to the other, spoiled on the way: the saliency of a video's clips before the moments read it, or
+the moments before a saliency is made of them.
+"""
 
 from __future__ import annotations
 
@@ -14,11 +16,34 @@ Values = NDArray[np.float32]
 
 def noise(query: Query, values: Values, amount: float, noise: Noise) -> Values:
     """Add normal noise, ``amount`` standard deviations of this video's scores."""
-    field = noise.keep(
-        (query.qid, len(values)), lambda: noise.of_query(query).standard_normal(len(values), dtype=np.float32)
-    )
-    noisy: Values = values + np.float32(amount) * values.std() * field
+    noisy: Values = values + np.float32(amount) * values.std() * _field(query, values, noise)
     return noisy
+
+
+def handed(query: Query, values: Values, amount: float, noise: Noise) -> Values:
+    """Normal noise on a saliency (n,), ``amount`` standard deviations of this video's scores, or on moments (A, 2).
+
+    Moments, centre and width in [0, 1], are moved by ``amount`` of their own lengths and stretched as much, within the
+    video.
+    """
+    field, strength = _field(query, values, noise), np.float32(amount)
+    if values.ndim == 1:
+        noisy: Values = values + strength * values.std() * field
+        return noisy
+    if not amount > 0:
+        return values
+    moved = values[:, 0] + strength * values[:, 1] * field[:, 0]
+    stretched = values[:, 1] * np.exp(strength * field[:, 1])
+    moments: Values = np.stack([moved, stretched], axis=1).clip(0, 1)
+    return moments
+
+
+def _field(query: Query, values: Values, noise: Noise) -> Values:
+    """A standard normal number for each value, drawn once."""
+    shape = values.shape
+    return np.asarray(
+        noise.keep((query.qid, shape), lambda: noise.of_query(query).standard_normal(shape, dtype=np.float32))
+    )
 
 
 def shuffle(query: Query, values: Values, amount: float, noise: Noise) -> Values:

@@ -31,6 +31,17 @@ def label_noise(query: Query, amount: float, noise: Noise) -> Query:
     raise DataError(f"label_noise needs annotated saliency, which qid {query.qid!r} does not have")
 
 
+def target_noise(query: Query, amount: float, noise: Noise) -> Query:
+    """``label_noise`` on whatever a fit learns saliency from: on labels that are made from moments (``inside``), too.
+
+    Those are 0 and 1, so that what moves off the scale's end, or changes places with its like, stays what it was.
+    """
+    if query.inside is None:
+        return label_noise(query, amount, noise)
+    spoiled = _spoiled(query, query.inside[:, None], (0.0, 1.0), amount, noise)
+    return replace(query, inside=spoiled[:, 0])
+
+
 def boundary_jitter(query: Query, amount: float, noise: Noise) -> Query:
     """Move both ends of every moment by up to ``amount`` of its length, independently, within the video."""
     if query.windows_se is None:

@@ -206,18 +206,24 @@ def _annotated(query: Query, n: int, rng: np.random.Generator) -> Labels:
 def _inside(query: Query, n: int, rng: np.random.Generator) -> Labels:
     if query.windows_se is None:
         raise DataError(f"qid {query.qid!r} has no windows, which its dataset's label rule needs")
-    clip_s = query.duration_s / n
-    saliency = np.zeros(n)
-    for start_s, end_s in query.windows_se.tolist():
-        last = max(0, min(int(end_s / clip_s), n) - 1)
-        first = min(int(start_s / clip_s), last)
-        saliency[first : last + 1] = 1
+    saliency = clips_inside(query, n) if query.inside is None else np.asarray(query.inside, dtype=np.float64)
     inside, outside = np.flatnonzero(saliency > 0), np.flatnonzero(saliency == 0)
     if not len(inside):
         return saliency, np.zeros(2, np.int64), np.zeros(2, np.int64)
     positive = rng.choice(inside, 2, replace=False) if len(inside) > 1 else inside[[0, 0]]
     negative = rng.choice(outside, 2, replace=False) if len(outside) > 1 else positive
     return saliency, positive, negative
+
+
+def clips_inside(query: Query, n: int) -> NDArray[np.float64]:
+    """(n,) 1 for every clip that a window of the query touches, rounded down to clips as released."""
+    inside = np.zeros(n)
+    clip_s = query.duration_s / n
+    for start_s, end_s in [] if query.windows_se is None else query.windows_se.tolist():
+        last = max(0, min(int(end_s / clip_s), n) - 1)
+        first = min(int(start_s / clip_s), last)
+        inside[first : last + 1] = 1
+    return inside
 
 
 def _scored(query: Query, n: int, *, tvsum: bool) -> Labels:

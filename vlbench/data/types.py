@@ -19,6 +19,7 @@ class Query:
     windows_se: (N, 2) seconds, start and end of every relevant moment. relevant_clips: indices of the clips that the
     annotators scored. saliency: (len(relevant_clips), annotators), 0 to 4 on QVHighlights; other clips count as 0.
     labels: (clips, annotators) scores of every clip where a dataset has them (TVSum 1 to 5, YouTube Highlights 0 or 1).
+    inside: (clips,) in [0, 1], which clips training takes to be inside the moments where that is not what they say.
     source_video: the upload the video was cut from, the cluster of every statistic.
     """
 
@@ -30,6 +31,7 @@ class Query:
     relevant_clips: tuple[int, ...] | None = None
     saliency: Floats | None = None
     labels: Floats | None = None
+    inside: Floats | None = None
     domain: str | None = None
     source_video: str = ""
     extra: Mapping[str, object] = field(default_factory=dict)  # further fields of the row, for feature name patterns

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from vlbench import catalog
 from vlbench.canon import canonical, digest
 from vlbench.cards.kinds import Arm, Claim, Design, Features, Variant
+from vlbench.corrupt.base import check, training_corruption
 from vlbench.data.base import ROLES, Dataset
 from vlbench.errors import DataError
 from vlbench.files import read_json, write_text
@@ -166,7 +167,8 @@ def make_plan(
 ) -> Plan:
     """Look every cell up in the store.
 
-    Raises: CardError if an arm needs an encoder that the dataset does not have, DataError if feature files are missing.
+    Raises: CardError if an arm needs an encoder that the dataset does not have, or its training is to be spoiled where
+        there is nothing to spoil; DataError if feature files are missing.
     """
     notes = list(notes)
     known = [name for name in primary if _applies(name, dataset)]
@@ -177,6 +179,8 @@ def make_plan(
     tasks = tuple(sorted(dataset.tasks))
     references: dict[Features, tuple[DataRef, DataRef]] = {}  # arms mostly share their encoders
     for arm in arms:
+        if (spoiled := training_corruption(arm.variant.recipe, draw=0)) is not None:
+            check(spoiled.family, None, arm.variant, tasks)
         features = arm.variant.features
         dataset.check_features(features, arm.variant.origin)
         if features not in references:

@@ -21,6 +21,7 @@ VIDEO = {"wide": 24, "narrow": 7}  # encoder -> width
 TEXT = {"words": 12, "other": 5}
 CLIPS, TOKENS = (75, 60, 75, 40, 75, 1, 2, 73), (10, 6, 14, 4, 32, 1, 2, 9)  # of the samples, in turn
 SAMPLES, DRAWS = 80, 3
+ANCHORS = 10
 SLACK = 0.02  # other places can by chance be a little nearer in what they show
 FACTS = ("on", "parameter")
 
@@ -58,7 +59,12 @@ def check_corruption(name: str, severities: Severities | None = None) -> list[Ca
         if entry.facts.get("by_encoder"):
             results += _checks(f"{name} of {found[1]}", _inputs(name, on, found[1:]), amounts)
         return results
-    return [*results, *_checks(name, (_handed if on == "head" else _labelled)(name), amounts)]
+    if on == "head":
+        return [*results, *_checks(name, _handed(name), amounts)]
+    if on == "handed":
+        moments = _handed(name, moments=True)
+        return [*results, *_checks(name, _handed(name), amounts), *_checks(f"{name} of moments", moments, amounts)]
+    return [*results, *_checks(name, _labelled(name), amounts)]
 
 
 def _checks(name: str, trial: _Trial, amounts: Sequence[float]) -> Iterator[CaseResult]:
@@ -115,10 +121,13 @@ def _inputs(name: str, on: str, touched: Sequence[str]) -> _Trial:
     return _Trial([_parts(sample) for sample in samples], apply, fault)
 
 
-def _handed(name: str) -> _Trial:
+def _handed(name: str, *, moments: bool = False) -> _Trial:
+    """Saliency (n,), or moments (A, 2): centre and width of each anchor."""
     queries = random_queries(SAMPLES)
+    draws = [stream(0, "check", "scores", query.qid) for query in queries]
     scores = [
-        stream(0, "check", "scores", q.qid).normal(size=_clips(i)).astype(np.float32) for i, q in enumerate(queries)
+        (rng.uniform(0.1, 0.6, (ANCHORS, 2)) if moments else rng.normal(size=_clips(i))).astype(np.float32)
+        for i, rng in enumerate(draws)
     ]
     function = catalog.corruptions[name].load()
 
@@ -130,6 +139,8 @@ def _handed(name: str) -> _Trial:
     def fault(given: Parts, changed: Parts) -> str:
         rows = changed["scores"]
         fits = rows.shape == given["scores"].shape and rows.dtype == np.float32 and bool(np.isfinite(rows).all())
+        if moments and fits and (rows.min() < 0 or rows.max() > 1):
+            return "a moment left the video"
         return "" if fits else f"scores became {rows.dtype} {rows.shape}, or are not finite"
 
     return _Trial([{"scores": values} for values in scores], apply, fault)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import replace
 from functools import cached_property
@@ -17,7 +17,7 @@ from vlbench.cards.kinds import Features
 from vlbench.corrupt.base import INPUTS, Corruption, Noise, Rows, Sample, spoil, touched
 from vlbench.data.base import Dataset
 from vlbench.data.packed import Packed
-from vlbench.data.samples import MAX_WINDOWS, NO_SHAPE, Batch, Shape, collate, combine, targets
+from vlbench.data.samples import MAX_WINDOWS, NO_SHAPE, Batch, Shape, clips_inside, collate, combine, targets
 from vlbench.data.types import Query
 from vlbench.nn.model import Inputs, Targets
 from vlbench.streams import stream
@@ -116,7 +116,11 @@ class Split:
         noise, change = Noise(corruption.family, corruption.draw), catalog.corruptions[corruption.family].load()
         other = copy(self)
         other.__dict__.pop("shape", None)  # labels are part of it
-        other.queries = tuple(change(query, corruption.amount, noise) for query in self.queries)
+        queries: Iterable[Query] = self.queries
+        if self.dataset.labels == "binary":  # saliency is made of the windows, which stay what they are
+            lengths = self.packed.lengths[0].tolist()
+            queries = (replace(q, inside=clips_inside(q, n)) for q, n in zip(queries, lengths, strict=True))
+        other.queries = tuple(change(query, corruption.amount, noise) for query in queries)
         return other
 
     @cached_property

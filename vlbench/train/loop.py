@@ -31,6 +31,7 @@ from vlbench.streams import seed_for
 from vlbench.train.batch import Split, to_inputs, to_targets
 from vlbench.train.checkpoint import Progress, load_checkpoint, same_weights, save_checkpoint, save_weights
 from vlbench.train.cost import Cost, Meter
+from vlbench.train.handed import handing
 from vlbench.train.phases import phase
 from vlbench.train.predict import autocast, predict
 from vlbench.train.recipe import Recipe, make_optimizer
@@ -144,8 +145,10 @@ class Course:
         self.recipe = recipe = Recipe.of(variant.recipe)
         if (spoiled := recipe.spoils(seed)) is not None and spoiled.on == "label":
             training = training.mislabelled(spoiled)
-        self.training = training
         self.model = build(variant, training, seed).to(device)
+        if spoiled is not None and spoiled.on == "handed":
+            training = handing(self.model, variant, spoiled, training)
+        self.training = training
         self.optimizer = make_optimizer(self.model, recipe)
         self.progress = Progress()
         if resume and (folder / CHECKPOINT).exists():
