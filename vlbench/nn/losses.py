@@ -59,11 +59,15 @@ class Matches:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """All that a term may read. epoch: from 0; 0 in evaluation. matches: None when no active term needs them."""
+    """All that a term may read.
+
+    epoch: from 0; 0 in evaluation; a tensor in a step that is carried out as a whole. matches: None when no active term
+    needs them.
+    """
 
     outputs: Outputs
     targets: Targets
-    epoch: int
+    epoch: int | Tensor
     matches: Matches | None = None
 
     @property
@@ -154,7 +158,7 @@ class Criterion:
         """Which anchor answers for which moment, for every decoder layer. Raises Diverged for values not finite."""
         return Matches(*self.matcher(outputs.spans_cw, outputs.logits, targets.spans_cw, targets.span_mask))
 
-    def __call__(self, outputs: Outputs, targets: Targets, *, epoch: int) -> Losses:
+    def __call__(self, outputs: Outputs, targets: Targets, *, epoch: int | Tensor) -> Losses:
         """epoch: from 0; the hard saliency term grows with it, and evaluation uses 0."""
         values = self.values(outputs, targets, epoch=epoch)
         with torch.autocast(outputs.saliency.device.type, enabled=False):
@@ -162,7 +166,7 @@ class Criterion:
             total = torch.stack(list(weighted.values())).sum()
         return Losses(total, weighted, {name: value.detach() for name, value in values.items()})
 
-    def values(self, outputs: Outputs, targets: Targets, *, epoch: int) -> dict[str, Tensor]:
+    def values(self, outputs: Outputs, targets: Targets, *, epoch: int | Tensor) -> dict[str, Tensor]:
         """What each term returns: a scalar, or one value per decoder layer, not weighted."""
         with torch.autocast(outputs.saliency.device.type, enabled=False):
             outputs = outputs.float()

@@ -27,14 +27,14 @@ from vlbench.files import replacing
 from vlbench.metrics.base import Scores, score
 from vlbench.nn.losses import Criterion
 from vlbench.nn.model import VideoMomentModel, assemble, parameters_of
-from vlbench.streams import seed_for
 from vlbench.train.batch import Split, to_inputs, to_targets
 from vlbench.train.checkpoint import Progress, load_checkpoint, same_weights, save_checkpoint, save_weights
 from vlbench.train.cost import Cost, Meter
 from vlbench.train.handed import handing
-from vlbench.train.phases import phase
-from vlbench.train.predict import autocast, predict
+from vlbench.train.phases import phase, timed
+from vlbench.train.predict import predict
 from vlbench.train.recipe import Recipe, make_optimizer
+from vlbench.train.step import Stepper, make_stepper
 
 CHECKPOINT = "checkpoint.safetensors"
 WEIGHTS = {"selected": "model.safetensors", "last": "last.safetensors"}
@@ -56,6 +56,7 @@ class FitResult:
     weights: Mapping[int, str]  # digests of the weights after evaluated epochs
     seconds: float
     cost: Cost
+    step: str  # how its steps were carried out
     resumed: int
 
 
@@ -85,6 +86,7 @@ def fit(
     until: int | None = None,
     keep: bool = True,
     share: float = 1.0,
+    compiled: bool = False,
 ) -> FitResult | None:
     """Train one variant with one seed and leave weights, per-epoch scores and scratch weights in ``folder``.
 
@@ -92,8 +94,9 @@ def fit(
     it and ends with the same weights as an unbroken run. until: pause after so many epochs, with the checkpoint.
     Returns None where the fit is paused and not finished. keep: leave the weights of evaluated epochs for a scoring;
     a fit that nobody is going to score keeps their digests only. share: the part of a GPU that is this fit's.
+    compiled: steps as machine code, see ``train.step``.
 
-    Raises: Diverged if a loss, a prediction or a gradient is not finite.
+    Raises: Diverged if a loss, a prediction or a gradient is not finite; CardError if steps cannot be compiled.
     """
     course = Course(
         variant,
@@ -107,13 +110,12 @@ def fit(
         keep=keep,
         share=share,
     )
-    criterion = Criterion.of(variant, training.dataset.trains)
+    stepper = course.stepper(compiled=compiled)
     for epoch in course.left(until):
         started, meter = time.perf_counter(), Meter(str(device), share)
         course.begin(epoch)
-        losses = _train_epoch(
-            course.model, criterion, course.optimizer, course.training, course.recipe, seed, epoch, device
-        )
+        losses = train_epoch(stepper, course.training, seed=seed, epoch=epoch)
+        course.how = stepper.how
         course.end(epoch, losses, time.perf_counter() - started, meter.lap())
     return course.result()
 
@@ -153,6 +155,7 @@ class Course:
         self.progress = Progress()
         if resume and (folder / CHECKPOINT).exists():
             self.progress = load_checkpoint(folder / CHECKPOINT, self.model, self.optimizer)
+        self.how = "eager"  # how its steps are carried out
         self.names: tuple[str, ...] = ()
         self.kept = kept_epochs(recipe)
         (folder / EPOCH_WEIGHTS).mkdir(exist_ok=True)
@@ -160,6 +163,23 @@ class Course:
     def left(self, until: int | None = None) -> range:
         """The epochs that are still to be trained, up to a pause."""
         return range(self.progress.next_epoch, self.recipe.epochs if until is None else min(until, self.recipe.epochs))
+
+    def stepper(self, *, compiled: bool = False) -> Stepper:
+        """What carries out the steps of this fit. Raises CardError if they cannot be compiled."""
+        spoiled = self.recipe.spoils(self.seed)
+        stepper = make_stepper(
+            self.model,
+            Criterion.of(self.variant, self.training.dataset.trains),
+            self.optimizer,
+            self.recipe,
+            self.device,
+            queries=len(self.training),
+            compiled=compiled,
+            watched=spoiled is not None and spoiled.on == "handed",
+        )
+        steps_per_epoch = math.ceil(len(self.training) / self.recipe.batch_size)
+        stepper.stops, stepper.frozen = _undertrained(self.model, self.recipe, self.seed, steps_per_epoch)
+        return stepper
 
     def begin(self, epoch: int) -> None:
         """Before the first step of an epoch."""
@@ -229,6 +249,7 @@ class Course:
             weights=progress.weights,
             seconds=progress.seconds,
             cost=progress.cost,
+            step=self.how,
             resumed=progress.resumed,
         )
 
@@ -266,49 +287,13 @@ def _save_as(model: nn.Module, folder: Path, checkpoint: str, epoch: int) -> Non
         _save_epoch(model, folder / WEIGHTS[checkpoint], epoch)
 
 
-def _train_epoch(
-    model: VideoMomentModel,
-    criterion: Criterion,
-    optimizer: torch.optim.Optimizer,
-    training: Split,
-    recipe: Recipe,
-    seed: int,
-    epoch: int,
-    device: torch.device,
-) -> dict[str, float]:
+def train_epoch(stepper: Stepper, training: Split, *, seed: int, epoch: int) -> dict[str, float]:
     """One pass over the fit split; returns the mean of every loss term over the batches."""
-    model.train()
-    totals: dict[str, torch.Tensor] = {}
-    steps = 0
-    per_epoch = math.ceil(len(training) / recipe.batch_size)
-    stops, frozen = _undertrained(model, recipe, seed, per_epoch)
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed_for(seed, "dropout", epoch))
-        batches = training.training(seed, epoch, recipe.batch_size, padding=recipe.padding, batching=recipe.batching)
-        for batch in batches:
-            with autocast(device, recipe.precision):
-                outputs = model(to_inputs(batch, device))
-            if not bool(torch.isfinite(outputs.spans_cw).all()):
-                raise Diverged(f"a predicted span is not finite in epoch {epoch + 1}, step {steps + 1}")
-            losses = criterion(outputs, to_targets(batch, device), epoch=epoch)
-            if not bool(torch.isfinite(losses.total)):
-                bad = ", ".join(name for name, value in losses.terms.items() if not bool(torch.isfinite(value).all()))
-                raise Diverged(
-                    f"the loss is {float(losses.total.detach())} in epoch {epoch + 1}, step {steps + 1} (terms: {bad})"
-                )
-            optimizer.zero_grad(set_to_none=True)
-            losses.total.backward()  # type: ignore[no-untyped-call]
-            if epoch * per_epoch + steps >= stops:
-                for parameter in frozen:
-                    parameter.grad = None  # the optimiser leaves it alone, weight decay included
-            norm = nn.utils.clip_grad_norm_(model.parameters(), recipe.clip_norm)
-            if not bool(torch.isfinite(norm)):
-                raise Diverged(f"the gradient's norm is {float(norm)} in epoch {epoch + 1}, step {steps + 1}")
-            optimizer.step()
-            steps += 1
-            for name, value in {"total": losses.total, **losses.terms}.items():
-                totals[name] = totals.get(name, torch.zeros((), device=device)) + value.detach().sum()
-    return {name: float(value) / steps for name, value in totals.items()}
+    recipe, device = stepper.recipe, stepper.device
+    first = epoch * math.ceil(len(training) / recipe.batch_size)
+    batches = training.training(seed, epoch, recipe.batch_size, padding=recipe.padding, batching=recipe.batching)
+    given = ((to_inputs(batch, device), to_targets(batch, device)) for batch in batches)
+    return stepper.run(timed("data", given), seed=seed, epoch=epoch, first=first)
 
 
 def _undertrained(
