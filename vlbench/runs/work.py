@@ -5,6 +5,7 @@ A worker writes files and nothing else. It knows no tracker, no study and no rep
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import logging
@@ -12,18 +13,22 @@ import shutil
 import time
 import traceback
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vlbench.canon import digest_file
 from vlbench.cards.kinds import Features
 from vlbench.errors import DataError, StoreError, VlbenchError
 from vlbench.files import replacing
+from vlbench.runs.bundles import why_alone
 from vlbench.runs.cells import CHECKPOINTS, Cell, Fit, Score, from_spec
 from vlbench.runs.provenance import provenance
 from vlbench.runs.store import EventLog, Store
+
+if TYPE_CHECKING:
+    from vlbench.train.loop import FitResult
 
 THREADS = 1  # per cell on a CPU: one single-threaded process per core is fastest, and the digits depend on the number
 
@@ -33,8 +38,9 @@ class Options:
     """How to run, never what: nothing here changes a result beyond rounding.
 
     until: fits pause after so many epochs and keep their checkpoint; None: they run to their end. share: the part of a
-    GPU's memory that a cell may take, in (0, 1]. work: what a worker calls with specs and options; anything other than
-    ``run_cells`` is for trying out executors.
+    GPU's memory that a cell may take, in (0, 1]. pack: how many fits of one form are trained as one computation, at
+    most; None: as many as a measurement on the device finds worth it. work: what a worker calls with specs and options;
+    anything other than ``run_cells`` is for trying out executors.
     """
 
     store: str
@@ -42,6 +48,7 @@ class Options:
     device: str = "cpu"
     until: int | None = None
     share: float = 1.0
+    pack: int | None = 1
     work: str = "vlbench.runs.work:run_cells"
 
 
@@ -51,77 +58,119 @@ def run_cells(specs: Sequence[str], options: Options) -> None:
     A cell that fails is recorded with its cause and the next one goes on; a cell whose fit failed is not tried. A fit
     that pauses keeps its checkpoint: any later command may go on with it. Scores under corruptions come last, those of
     a fit together. The weights of a fit's epochs wait for a clean score that is among these cells; where none is, they
-    are not kept.
+    are not kept. Fits of one form are trained together as ``options.pack`` says.
     """
     _settle(options)
     store = Store(Path(options.store))
     _free_leftovers(store.root)
-    cells = [from_spec(json.loads(text)) for text in specs]
+    cells: list[Cell] = [from_spec(json.loads(text)) for text in specs]
     spoiled = [cell for cell in cells if isinstance(cell, Score) and cell.corruption is not None]
     cells = [cell for cell in cells if not (isinstance(cell, Score) and cell.corruption is not None)]
     due = {cell.fit for cell in cells if isinstance(cell, Score) and store.record(cell.id) is None}
+    tried: set[str] = set()
+    if options.pack != 1:
+        from vlbench.runs.packs import run_packs
+
+        tried = run_packs([cell for cell in cells if isinstance(cell, Fit)], store, options, due)
     for cell in cells:
-        if store.record(cell.id) is not None:
+        if cell.id in tried or store.record(cell.id) is not None:
             continue
         if isinstance(cell, Score) and store.record(cell.fit) is None:
             continue
         folder = store.prepare(cell)
         with store.claim(cell.id) as held:
             if held and store.record(cell.id) is None:
-                _run(cell, folder, store, options, keep=cell.id in due)
+                run_alone(
+                    cell,
+                    folder,
+                    store,
+                    options,
+                    keep=cell.id in due,
+                    why=None if options.pack == 1 else why_alone(cell),
+                )
     if spoiled:
         from vlbench.runs.spoiled import run_spoiled
 
         run_spoiled(spoiled, store, options)
 
 
-def _run(cell: Cell, folder: Path, store: Store, options: Options, keep: bool) -> None:
+def run_alone(cell: Cell, folder: Path, store: Store, options: Options, keep: bool, why: str | None = None) -> None:
+    """Run a cell that this process holds. keep: of a fit, whether a scoring of it is to come. why: it is not packed."""
     from vlbench.train.cost import forget_peak
 
-    handler = logging.FileHandler(folder / "log.txt", encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    log = logging.getLogger("vlbench.run")
-    log.setLevel(logging.INFO)
-    log.propagate = False
-    log.addHandler(handler)
-    log.info("start %s %s on %s", cell.kind, cell.id, options.device)
-    forget_peak(options.device)
-    try:
+    with logged(cell, folder) as log, recorded(cell, store, options, log):
+        log.info("start %s %s on %s", cell.kind, cell.id, options.device)
+        if why is not None:
+            log.info("alone: %s", why)
+        forget_peak(options.device)
         with warnings.catch_warnings():
             warnings.showwarning = lambda message, category, *_: log.warning("%s: %s", category.__name__, message)
             if isinstance(cell, Fit):
                 done = _run_fit(cell, folder, options, keep)
             else:
                 done = _run_score(cell, folder, store, options)
-        if done is None:
-            (folder / "failure.json").unlink(missing_ok=True)  # it got further than where it failed
-            log.info("paused")
-            return
-        record, cost = done
-        store.finish(cell.id, record, {**provenance(options.device), **cost, "finished": now()})
-        (folder / "checkpoint.safetensors").unlink(missing_ok=True)
-        if isinstance(cell, Score):
-            _free(cell.fit, store)
-        log.info("done")
-    except Exception as error:  # whatever a cell fails of is a result to show, and the other cells go on
+        conclude(cell, folder, store, options, log, done)
+
+
+@contextlib.contextmanager
+def logged(cell: Cell, folder: Path) -> Iterator[logging.Logger]:
+    """The cell's own log; what is said to ``vlbench.run`` is written there too while the block runs."""
+    handler = logging.FileHandler(folder / "log.txt", encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    loggers = [logging.getLogger("vlbench.run"), logging.getLogger(f"vlbench.run.{cell.id}")]
+    for log in loggers:
+        log.setLevel(logging.INFO)
+        log.propagate = False
+        log.addHandler(handler)
+    try:
+        yield loggers[1]
+    finally:
+        for log in loggers:
+            log.removeHandler(handler)
+        handler.close()
+
+
+@contextlib.contextmanager
+def recorded(cell: Cell, store: Store, options: Options, log: logging.Logger) -> Iterator[None]:
+    """Whatever a cell fails of within the block is a result to show, and the other cells go on."""
+    try:
+        yield
+    except Exception as error:
         cause = str(error) if isinstance(error, VlbenchError) else f"{type(error).__name__}: {error}"
         log.exception("failed")
         store.fail(cell.id, cause, traceback.format_exc(), {**provenance(options.device), "finished": now()})
         if not isinstance(error, VlbenchError | MemoryError | RuntimeError | OSError):
             raise
-    finally:
-        log.removeHandler(handler)
-        handler.close()
+
+
+def conclude(
+    cell: Cell,
+    folder: Path,
+    store: Store,
+    options: Options,
+    log: logging.Logger,
+    done: tuple[dict[str, Any], dict[str, Any]] | None,
+) -> None:
+    """Write the record of a cell and what making it took, or that it pauses. done: both, or None."""
+    if done is None:
+        (folder / "failure.json").unlink(missing_ok=True)  # it got further than where it failed
+        log.info("paused")
+        return
+    record, cost = done
+    store.finish(cell.id, record, {**provenance(options.device), **cost, "finished": now()})
+    (folder / "checkpoint.safetensors").unlink(missing_ok=True)
+    if isinstance(cell, Score):
+        _free(cell.fit, store)
+    log.info("done")
 
 
 def _run_fit(cell: Fit, folder: Path, options: Options, keep: bool) -> tuple[dict[str, Any], dict[str, Any]] | None:
     """The record and its cost, or None where the fit is paused. keep: whether a scoring of it is to come."""
-    from vlbench.train.loop import CHECKPOINT, EPOCH_SCORES, WEIGHTS, fit
+    from vlbench.train.loop import fit
 
     features = cell.variant.features
     training, tuning = (open_split(cell, role, features, options) for role in ("fit", "tune"))
-    last_epoch = _checkpoint_epoch(folder / CHECKPOINT)
-    events = EventLog(folder / "events.jsonl", keep_through=last_epoch)
+    events = open_events(folder)
     started = time.perf_counter()
     try:
         result = fit(
@@ -140,18 +189,35 @@ def _run_fit(cell: Fit, folder: Path, options: Options, keep: bool) -> tuple[dic
         events.close()
     if result is None:
         return None
+    sizes = {"fit": len(training), "tune": len(tuning)}
+    return fit_record(cell, folder, result, sizes, time.perf_counter() - started)
+
+
+def open_events(folder: Path) -> EventLog:
+    """The events of a fit, cut back to its checkpoint."""
+    from vlbench.train.loop import CHECKPOINT
+
+    return EventLog(folder / "events.jsonl", keep_through=_checkpoint_epoch(folder / CHECKPOINT))
+
+
+def fit_record(
+    cell: Fit, folder: Path, result: FitResult, sizes: Mapping[str, int], wall: float
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The record of a fit that ended, and its cost. sizes: queries by role. wall: seconds since it was begun."""
+    from vlbench.train.loop import EPOCH_SCORES, WEIGHTS
+
     record = {
         "cell": cell.id,
         "kind": cell.kind,
         "parameters": result.parameters,
         "epochs": result.epochs,
         "selected_epoch": result.selected_epoch,
-        "queries": {"fit": len(training), "tune": len(tuning)},
+        "queries": dict(sizes),
         "summary": dict(result.summary),
         "files": digests(folder, [*WEIGHTS.values(), EPOCH_SCORES]),
         "weights": {str(epoch): digest for epoch, digest in sorted(result.weights.items())},
     }
-    cost = {"seconds": result.seconds, "wall": time.perf_counter() - started, "resumed": result.resumed}
+    cost = {"seconds": result.seconds, "wall": wall, "resumed": result.resumed}
     return record, {**cost, **result.cost.as_json(), "threads": THREADS}
 
 
