@@ -203,7 +203,7 @@ def test_packs_are_built_once_and_shared_by_combinations(dataset: Dataset, tmp_p
     assert len(built) == 3
     packed = Packed.open(dataset, "fit", Features(("look",), ("words",)), store)
     assert {path: path.stat().st_mtime_ns for path in (store / "packs").glob("*/rows.npy")} == built
-    assert isinstance(packed.video[0][0].rows, np.memmap)
+    assert isinstance(packed.video[0].table.rows, np.memmap)
 
 
 def test_two_builders_at_once(dataset: Dataset, tmp_path: Path) -> None:

@@ -7,7 +7,8 @@ comes from the generator that is passed in.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -76,6 +77,17 @@ class Shape:
 
 NO_SHAPE = Shape(0, 0, 0)
 
+
+@dataclass(frozen=True, slots=True)
+class Padded:
+    """The inputs of a batch: those fields of ``Batch``."""
+
+    clips: Float32
+    clip_mask: NDArray[np.bool_]
+    words: Float32
+    word_mask: NDArray[np.bool_]
+
+
 Sample = tuple[Qid, Float32, Float32, SampleTargets | None]  # qid, clips, words, targets
 
 
@@ -93,10 +105,22 @@ def combine(clips: Sequence[NDArray[Any]], words: Sequence[NDArray[Any]]) -> tup
     is the unit of every span.
     """
     joined = _side_by_side(clips)
-    count = len(joined)
+    return np.concatenate([joined, place(len(joined))], axis=1), _side_by_side(words)
+
+
+@cache
+def place(count: int) -> Float32:
+    """(count, 2) where each of so many clips starts and ends, as a fraction of all."""
     start = np.arange(count, dtype=np.float32) / np.float32(count)
-    place = np.stack([start, start + np.float32(1.0 / count)], axis=1)
-    return np.concatenate([joined, place], axis=1), _side_by_side(words)
+    found = np.stack([start, start + np.float32(1.0 / count)], axis=1)
+    found.flags.writeable = False  # shared
+    return found
+
+
+def divisors(rows: NDArray[Any]) -> Float32:
+    """(N,) what each row is divided by: its length, and a little that keeps an empty row from being divided by 0."""
+    found: Float32 = np.linalg.norm(rows.astype(np.float32), axis=-1) + np.float32(1e-5)
+    return found
 
 
 def targets(
@@ -117,22 +141,65 @@ def targets(
     labels keep their length; ``cut`` limits both to n_clips.
     Raises: DataError if the query lacks what the rule needs.
     """
+    return drawn(known(dataset, query, n_clips, cut=cut), rng, max_windows=max_windows)
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What is known of the answer before anything is drawn.
+
+    spans_cw: (N, 2) all of them, see ``SampleTargets``, as are saliency and salient. positive, negative: pairs that are
+    the same in every draw; without any negative the positive ones are repeated. positive_of, negative_of: clips among
+    which further pairs are drawn, positive ones first; empty: none is. pairs: how many, 1 or 2; 2 without replacement.
+    """
+
+    spans_cw: Float32
+    saliency: Float32
+    salient: NDArray[np.bool_]
+    positive: Clips
+    negative: Clips
+    positive_of: Clips
+    negative_of: Clips
+    pairs: int
+
+
+def known(dataset: Dataset, query: Query, n_clips: int, *, cut: bool = False) -> Known:
+    """The part of ``targets`` that is the same in every epoch; its arguments and errors."""
     if dataset.labels == "qvhighlights":
-        labels = _annotated(query, n_clips, rng)
+        labels = _annotated(query, n_clips)
     elif dataset.labels == "binary":
-        labels = _inside(query, n_clips, rng)
+        labels = _inside(query, n_clips)
     else:
         labels = _scored(query, n_clips, tvsum=dataset.labels == "tvsum")
-    saliency, positive, negative = labels
+    saliency, positive, negative = labels.saliency, labels.positive, labels.negative
     if cut and len(saliency) > n_clips:
         saliency = saliency[:n_clips]
         positive, negative = np.minimum(positive, n_clips - 1), np.minimum(negative, n_clips - 1)
-    return SampleTargets(
-        spans_cw=_spans(query, n_clips * dataset.clip_s, rng, max_windows),
+    return Known(
+        spans_cw=_spans(query, n_clips * dataset.clip_s),
         saliency=saliency.astype(np.float32),
         salient=saliency > 0,
         positive=positive,
         negative=negative,
+        positive_of=labels.positive_of,
+        negative_of=labels.negative_of,
+        pairs=labels.pairs,
+    )
+
+
+def drawn(query: Known, rng: np.random.Generator, *, max_windows: int = MAX_WINDOWS) -> SampleTargets:
+    """Targets with one draw of what is open."""
+    positive = np.concatenate([query.positive, _some(query.positive_of, query.pairs, rng)])
+    negative = np.concatenate([query.negative, _some(query.negative_of, query.pairs, rng)])
+    spans = query.spans_cw
+    if len(spans) > max_windows:
+        spans = spans[rng.permutation(len(spans))[:max_windows]]
+    return SampleTargets(
+        spans_cw=spans,
+        saliency=query.saliency,
+        salient=query.salient,
+        positive=positive,
+        negative=negative if len(negative) else positive,
     )
 
 
@@ -178,41 +245,58 @@ def collate(samples: Sequence[Sample], *, grown: bool = False, least: Shape = NO
     )
 
 
-Labels = tuple[NDArray[np.float64], Clips, Clips]  # of every clip, positive, negative
+NO_CLIPS = np.zeros(0, np.int64)
 
 
-def _annotated(query: Query, n: int, rng: np.random.Generator) -> Labels:
+@dataclass(frozen=True, slots=True)
+class _Labels:
+    """See ``Known``; saliency (n,) float64 of every clip."""
+
+    saliency: NDArray[np.float64]
+    positive: Clips
+    negative: Clips
+    positive_of: Clips = field(default_factory=lambda: NO_CLIPS)
+    negative_of: Clips = field(default_factory=lambda: NO_CLIPS)
+    pairs: int = 0
+
+
+def _annotated(query: Query, n: int) -> _Labels:
     if query.relevant_clips is None or query.saliency is None:
         raise DataError(f"qid {query.qid!r} has no saliency scores, which its dataset's label rule needs")
     relevant = np.array(query.relevant_clips, dtype=np.int64)
     score = query.saliency.sum(axis=1)
-    known = (relevant >= 0) & (relevant <= n)  # further out there is neither a clip nor the one grown entry
-    relevant, score = relevant[known], score[known]
+    within = (relevant >= 0) & (relevant <= n)  # further out there is neither a clip nor the one grown entry
+    relevant, score = relevant[within], score[within]
     saliency = np.zeros(n + 1 if n in relevant else n)
     saliency[relevant] = score
     if not len(relevant):
-        return saliency, np.zeros(2, np.int64), np.zeros(2, np.int64)
+        return _Labels(saliency, np.zeros(2, np.int64), np.zeros(2, np.int64))
 
     order = np.argsort(score, kind="stable")  # the released sort is unstable; ties are open there
     hard = np.minimum(relevant[order[[-1, 0]]], n - 1)
     positive = relevant[relevant < n]
     negative = np.setdiff1d(np.arange(n), relevant)
-    easy = hard
     if len(negative) and len(positive):
-        easy = np.array([rng.choice(positive), rng.choice(negative)])
-    return saliency, np.array([hard[0], easy[0]]), np.array([hard[1], easy[1]])
+        return _Labels(saliency, hard[:1], hard[1:], positive, negative, 1)
+    return _Labels(saliency, hard[[0, 0]], hard[[1, 1]])
 
 
-def _inside(query: Query, n: int, rng: np.random.Generator) -> Labels:
+def _inside(query: Query, n: int) -> _Labels:
     if query.windows_se is None:
         raise DataError(f"qid {query.qid!r} has no windows, which its dataset's label rule needs")
     saliency = clips_inside(query, n) if query.inside is None else np.asarray(query.inside, dtype=np.float64)
     inside, outside = np.flatnonzero(saliency > 0), np.flatnonzero(saliency == 0)
     if not len(inside):
-        return saliency, np.zeros(2, np.int64), np.zeros(2, np.int64)
-    positive = rng.choice(inside, 2, replace=False) if len(inside) > 1 else inside[[0, 0]]
-    negative = rng.choice(outside, 2, replace=False) if len(outside) > 1 else positive
-    return saliency, positive, negative
+        return _Labels(saliency, np.zeros(2, np.int64), np.zeros(2, np.int64))
+    several, others = len(inside) > 1, len(outside) > 1
+    return _Labels(
+        saliency,
+        positive=NO_CLIPS if several else inside[[0, 0]],
+        negative=NO_CLIPS,
+        positive_of=inside if several else NO_CLIPS,
+        negative_of=outside if others else NO_CLIPS,
+        pairs=2,
+    )
 
 
 def clips_inside(query: Query, n: int) -> NDArray[np.float64]:
@@ -226,7 +310,7 @@ def clips_inside(query: Query, n: int) -> NDArray[np.float64]:
     return inside
 
 
-def _scored(query: Query, n: int, *, tvsum: bool) -> Labels:
+def _scored(query: Query, n: int, *, tvsum: bool) -> _Labels:
     if query.labels is None:
         raise DataError(f"qid {query.qid!r} has no clip labels, which its dataset's label rule needs")
     if tvsum:
@@ -235,15 +319,22 @@ def _scored(query: Query, n: int, *, tvsum: bool) -> Labels:
     else:
         saliency = query.labels.mean(axis=1)
     order = np.argsort(saliency, kind="stable")
-    return saliency, order[-1:].astype(np.int64), order[:1].astype(np.int64)
+    return _Labels(saliency, order[-1:].astype(np.int64), order[:1].astype(np.int64))
 
 
-def _spans(query: Query, length_s: float, rng: np.random.Generator, most: int) -> Float32:
+def _some(clips: Clips, count: int, rng: np.random.Generator) -> Clips:
+    if not len(clips):
+        return NO_CLIPS
+    if count == 1:
+        return clips[[rng.integers(len(clips))]]
+    chosen: Clips = rng.choice(clips, count, replace=False)
+    return chosen
+
+
+def _spans(query: Query, length_s: float) -> Float32:
     if query.windows_se is None or not len(query.windows_se):
         return np.zeros((1, 2), np.float32)
     windows = query.windows_se.astype(np.float32) / np.float32(length_s)
-    if len(windows) > most:
-        windows = windows[rng.permutation(len(windows))[:most]]
     return np.stack([windows.sum(axis=1) * np.float32(0.5), windows[:, 1] - windows[:, 0]], axis=1)
 
 
@@ -252,7 +343,7 @@ def _side_by_side(parts: Sequence[NDArray[Any]]) -> Float32:
     normal = []
     for part in parts:
         values = part[:rows].astype(np.float32)
-        normal.append(values / (np.linalg.norm(values, axis=-1, keepdims=True) + 1e-5))
+        normal.append(values / divisors(values)[:, None])
     return normal[0] if len(normal) == 1 else np.concatenate(normal, axis=1)
 
 

@@ -16,8 +16,9 @@ from vlbench.canon import canonical
 from vlbench.cards.kinds import Features
 from vlbench.corrupt.base import INPUTS, Corruption, Noise, Rows, Sample, spoil, touched
 from vlbench.data.base import Dataset
+from vlbench.data.labels import LabelTable, nothing_known
 from vlbench.data.packed import Packed
-from vlbench.data.samples import MAX_WINDOWS, NO_SHAPE, Batch, Shape, clips_inside, collate, combine, targets
+from vlbench.data.samples import MAX_WINDOWS, NO_SHAPE, Batch, Shape, clips_inside, collate, combine
 from vlbench.data.types import Query
 from vlbench.nn.model import Inputs, Targets
 from vlbench.streams import stream
@@ -46,14 +47,28 @@ class Split:
 
         draws: for the sampled saliency pairs and window subsets; None: without targets. least: what to pad to.
         """
-        samples = []
-        for row in rows:
-            query = self.queries[int(row)]
-            clips, words = self.packed.sample(int(row))
-            # cut: a clip id beyond the features would stop the released loader in the batches it makes too long (T20)
-            wanted = None if draws is None else targets(self.dataset, query, len(clips), draws, cut=True)
-            samples.append((query.qid, clips, words, wanted))
-        return collate(samples, least=least)
+        places = np.asarray(rows, dtype=np.int64)
+        padded = self.packed.batch(places, least)
+        size, clips = padded.clip_mask.shape
+        answers = nothing_known(size, clips) if draws is None else self.labels.batch(places, draws, clips, least.spans)
+        return Batch(
+            qids=tuple(self.queries[row].qid for row in places.tolist()),
+            clips=padded.clips,
+            clip_mask=padded.clip_mask,
+            words=padded.words,
+            word_mask=padded.word_mask,
+            spans_cw=answers.spans_cw,
+            span_mask=answers.span_mask,
+            saliency=answers.saliency,
+            salient=answers.salient,
+            positive=answers.positive,
+            negative=answers.negative,
+        )
+
+    @cached_property
+    def labels(self) -> LabelTable:
+        """What is known of every query; made when targets are asked for, which evaluation does not."""
+        return LabelTable(self.dataset, self.queries, self.packed.lengths[0])
 
     def training(
         self, seed: int, epoch: int, batch_size: int, *, padding: str = "batch", batching: str = "shuffled"
@@ -115,7 +130,8 @@ class Split:
         """The same queries with the labels that a corruption of labels leaves them with."""
         noise, change = Noise(corruption.family, corruption.draw), catalog.corruptions[corruption.family].load()
         other = copy(self)
-        other.__dict__.pop("shape", None)  # labels are part of it
+        for made_of_labels in ("shape", "labels"):
+            other.__dict__.pop(made_of_labels, None)
         queries: Iterable[Query] = self.queries
         if self.dataset.labels == "binary":  # saliency is made of the windows, which stay what they are
             lengths = self.packed.lengths[0].tolist()
