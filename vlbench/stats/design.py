@@ -38,7 +38,9 @@ from vlbench.stats.tables import (
     cluster_codes,
     cluster_sums,
     exact_sum,
+    exact_sums,
     mean,
+    means,
     same_queries,
     settled,
     table,
@@ -193,7 +195,7 @@ def contrast(
     shares = []
     for name, values in tables.items():
         square, count = used[name] ** 2, len(values)
-        runs = np.array([mean(row) for row in values])
+        runs = means(values)
         over = anova(values).ms_resid / (count * queries)
         own = variance(runs) / count
         shares.append(Share(name, used[name], count, settled(square * own, scale), settled(square * over, scale)))
@@ -226,7 +228,7 @@ def anova(values: ArrayLike) -> Anova:
     if runs < 2 or queries < 2:
         raise DataError(f"variance components need two seeds and two queries, but got {runs} and {queries}")
     grand = mean(y)
-    run_means = np.array([mean(row) for row in y])
+    run_means = means(y)
     query_means = _over_seeds(y)
     resid = y - run_means[:, None] - query_means + grand  # S Q
     return Anova(
@@ -249,7 +251,7 @@ def cluster_robust_se(values: ArrayLike) -> float:
     """
     y = table(values)
     centred = y - mean(y)
-    by_run = exact_sum(np.array([exact_sum(row) for row in centred]) ** 2)
+    by_run = exact_sum(exact_sums(centred) ** 2)
     by_query = exact_sum((_over_seeds(centred) * len(y)) ** 2)
     return math.sqrt(max(by_run + by_query - exact_sum(centred**2), 0.0)) / y.size
 
@@ -283,7 +285,7 @@ def effects(a: ArrayLike, b: ArrayLike) -> Effects:
     tables = {"a": table(a, "a"), "b": table(b, "b")}
     same_queries(tables)
     z = _over_seeds(tables["a"]) - _over_seeds(tables["b"])
-    runs_a, runs_b = (np.array([mean(row) for row in tables[name]]) for name in "ab")
+    runs_a, runs_b = (means(tables[name]) for name in "ab")
     base, gain = mean(tables["b"]), mean(tables["a"]) - mean(tables["b"])
     spread = math.sqrt(variance(z)) if z.size > 1 else 0.0
     several = min(runs_a.size, runs_b.size) > 1

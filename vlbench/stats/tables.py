@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Hashable, Iterable, Mapping, Sequence
+from functools import lru_cache
 from typing import Literal
 
 import numpy as np
@@ -85,15 +86,21 @@ def cluster_codes(clusters: Sequence[Hashable] | NDArray[np.generic] | None, que
     """
     if clusters is None:
         return None
-    labels: list[Hashable] = list(clusters)
+    labels = tuple(clusters)
     if len(labels) != queries:
         raise DataError(f"there must be one cluster label per query, but got {len(labels)} for {queries}")
+    return _codes(labels)
+
+
+@lru_cache(maxsize=64)  # every contrast of a study asks for the same few
+def _codes(labels: tuple[Hashable, ...]) -> Ints:
     if any(label is None or label != label for label in labels):
         raise DataError("a query has no cluster label", hint="use the video's name, or leave the clusters out")
     number: dict[Hashable, int] = {}
     codes = np.array([number.setdefault(label, len(number)) for label in labels], dtype=np.intp)
     if len(number) < 2:
         raise DataError("all queries belong to one cluster: nothing varies independently")
+    codes.flags.writeable = False
     return codes
 
 
@@ -106,21 +113,75 @@ def cluster_sums(values: Floats, codes: Ints | None) -> tuple[Floats, Floats]:
     if codes is None:
         return values, np.ones(len(values))
     sizes = np.bincount(codes).astype(np.float64)
-    ordered = np.argsort(codes, kind="stable")
-    groups = np.split(values[ordered], np.cumsum(sizes[:-1]).astype(int))
-    if values.ndim == 1:
-        return np.array([exact_sum(group) for group in groups]), sizes
-    return np.array([[exact_sum(column) for column in group.T] for group in groups]), sizes
+    columns = values if values.ndim == 1 else values.T
+    sums = np.array([_sums_by_code(column, codes, sizes.size) for column in np.atleast_2d(columns)])
+    return (sums[0] if values.ndim == 1 else sums.T), sizes
+
+
+def _sums_by_code(values: Floats, codes: Ints, number: int) -> Floats:
+    parts = _parts(values)
+    if parts is None:
+        return np.array([exact_sum(values[codes == code]) for code in range(number)])
+    return _rounded([np.bincount(codes, part, number).astype(np.float64) for part in parts])
 
 
 def exact_sum(values: Iterable[float] | Floats) -> float:
     """The correctly rounded sum, whatever the order."""
-    return math.fsum(values.ravel().tolist() if isinstance(values, np.ndarray) else values)
+    if not isinstance(values, np.ndarray):
+        return math.fsum(values)
+    flat = values.ravel()
+    parts = _parts(flat) if flat.size > FEW else None
+    return math.fsum(flat.tolist() if parts is None else [float(part.sum()) for part in parts])
+
+
+def exact_sums(values: Floats) -> Floats:
+    """The correctly rounded sum of each row of (N, M): what ``exact_sum`` gives, for many rows at once."""
+    parts = _parts(values) if values.size > FEW else None
+    if parts is None:
+        return np.array([exact_sum(row) for row in values])
+    return _rounded([part.sum(axis=1) for part in parts])
+
+
+FEW = 512  # numbers that one by one are summed faster
+MOST_PARTS = 8  # scores need three; numbers of wildly different sizes are summed one by one
+LARGEST = 2.0**900
+
+
+def _parts(values: Floats) -> list[Floats] | None:
+    """Arrays that add up to ``values`` without rounding, each of multiples of one power of two that are so few bits
+    long that any sum of a part's entries is a float64 and no order of adding can round. None where it takes too many.
+
+    Source: the extraction of Rump, Ogita and Oishi (2008), Accurate floating-point summation, part I.
+    """
+    largest = float(np.abs(values).max(initial=0.0))
+    if not largest < LARGEST:
+        return None
+    bits, parts, rest = max(values.shape[-1], 2).bit_length() + 1, list[Floats](), values
+    while largest or not parts:
+        if len(parts) == MOST_PARTS or 0 < largest < 1 / LARGEST:
+            return None
+        anchor = math.ldexp(1.0, math.frexp(largest)[1] + bits)
+        part = (rest + anchor) - anchor
+        parts.append(part)
+        rest = rest - part
+        largest = float(np.abs(rest).max())
+    return parts
+
+
+def _rounded(sums: Sequence[Floats]) -> Floats:
+    """Exact sums of parts, (N,) each, to the correctly rounded sums of the whole."""
+    return np.array([math.fsum(few) for few in zip(*(one.tolist() for one in sums), strict=True)])
 
 
 def mean(values: Floats) -> float:
     """The mean from the correctly rounded sum."""
     return exact_sum(values) / values.size
+
+
+def means(values: Floats) -> Floats:
+    """The mean of each row of (N, M), as ``mean`` gives it."""
+    found: Floats = exact_sums(values) / values.shape[1]
+    return found
 
 
 def variance(values: Floats) -> float:
