@@ -2,6 +2,7 @@
 
 import json
 import math
+from copy import copy
 from dataclasses import replace
 
 import numpy as np
@@ -576,6 +577,8 @@ def test_labels_that_are_made_from_moments_can_be_noisy_too(split, monkeypatch):
     assert not any(query.inside is not None for query in split.mislabelled(spoils).queries)  # these are annotated
     monkeypatch.setattr(split.dataset, "_labels", "binary")
     monkeypatch.delitem(split.dataset.__dict__, "labels", raising=False)
+    split = copy(split)
+    split.__dict__.pop("labels", None)  # of the other rule
     clean, noisy = (one.batch(range(40), np.random.default_rng(0)) for one in (split, split.mislabelled(spoils)))
     assert np.array_equal(clean.spans_cw, noisy.spans_cw) and set(np.unique(noisy.saliency)) == {0.0, 1.0}
     moved = (clean.saliency != noisy.saliency)[clean.clip_mask].mean()
