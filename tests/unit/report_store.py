@@ -130,6 +130,7 @@ def _made_by(seconds: float, seed: int) -> dict[str, Any]:
     return {
         "vlbench": "0.1.0", "source": "abc123def456", "python": "3.11.9", "torch": "2.13.0", "host": "node",
         "device": "cpu", "seconds": seconds, "wall": seconds + 1, "finished": f"2024-05-0{seed + 1}T10:00:00Z",
+        "device_seconds": seconds - 3, "peak_bytes": 312_000_000 + seed,
     }  # fmt: skip
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from vlbench.report import checkpoints, files, words
 from vlbench.report.compare import ALPHA, LEVEL, Comparison, Mean, Row
-from vlbench.report.frame import title_of
+from vlbench.report.frame import ArmFrame, title_of
 from vlbench.report.latex import to_latex as to_latex
 from vlbench.report.lattice import readings_table
 from vlbench.report.methods import advice, cautions, methods, notes, population
@@ -117,7 +117,7 @@ def records(comparison: Comparison) -> list[dict[str, Any]]:
 
         for (arm, metric), mean in one.means.items():
             entry = next(found for found in frame.arms if found.name == arm)
-            cost = {"parameters": entry.parameters, "flops": entry.flops, "training_seconds": entry.seconds}
+            cost = _cost(entry)
             row = rows.pop((arm, metric), None)
             what = "arm" if row is None else row.claim.kind
             lines.append(line(arm, metric, {"what": what, **cost, **_mean_json(mean), **_row_json(row)}))
@@ -125,6 +125,17 @@ def records(comparison: Comparison) -> list[dict[str, Any]]:
         for (name, metric), row in rows.items():
             lines.append(line(name, metric, {"what": row.claim.kind, **unknown, **_row_json(row)}))
     return lines
+
+
+def _cost(arm: ArmFrame) -> dict[str, float | int | None]:
+    """Means over the runs; the peak is that of the highest."""
+    return {
+        "parameters": arm.parameters,
+        "flops": arm.flops,
+        "training_seconds": arm.seconds,
+        "device_seconds": arm.device_seconds,
+        "peak_bytes": arm.peak_bytes,
+    }
 
 
 def to_json(comparison: Comparison) -> str:
@@ -176,9 +187,7 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
                 "variant": arm.variant,
                 "features": arm.features,
                 "edits": list(arm.edits),
-                "parameters": arm.parameters,
-                "flops": arm.flops,
-                "training_seconds": arm.seconds,
+                **_cost(arm),
                 "seeds": len(arm.runs),
             }
             for arm in frame.arms

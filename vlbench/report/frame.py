@@ -83,13 +83,20 @@ class Curve:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One finished fit with its score. ``seconds``: training time, None where it was not recorded."""
+    """One finished fit with its score.
+
+    seconds: training time. device: as the fit's provenance names its kind, ``CPU`` or ``GPU``. device_seconds: of
+    processor time, or of a held GPU. peak_bytes: the most memory held at once. Each None where it was not recorded.
+    """
 
     seed: int
     fit: str
     score: str
     parameters: int | None
     seconds: float | None
+    device: str | None
+    device_seconds: float | None
+    peak_bytes: int | None
     curve: Curve
     select: str  # the metrics whose mean on the tune split chose the checkpoint, as the recipe writes them
     mode: str  # of the evaluation: "compatible" or "strict"
@@ -125,6 +132,17 @@ class ArmFrame:
         """Mean training time of a run, None where none was recorded."""
         known = [run.seconds for run in self.runs if run.seconds is not None]
         return sum(known) / len(known) if known else None
+
+    @property
+    def device_seconds(self) -> float | None:
+        """Mean time of the device over the runs that recorded it, None if none did."""
+        known = [run.device_seconds for run in self.runs if run.device_seconds is not None]
+        return sum(known) / len(known) if known else None
+
+    @property
+    def peak_bytes(self) -> int | None:
+        """The most that a run held of the memory, None where none was recorded."""
+        return max((run.peak_bytes for run in self.runs if run.peak_bytes is not None), default=None)
 
 
 @dataclass(frozen=True)
@@ -498,7 +516,8 @@ def _run(store: Store, cell: Mapping[str, Any], seed: int) -> Run:
     ids = {"fit": str(cell["fit"]), "score": str(cell["score"])}
     records = {kind: store.record(cell_id) or {} for kind, cell_id in ids.items()}
     made_by = {kind: store.made_by(cell_id) or {} for kind, cell_id in ids.items()}
-    seconds = made_by["fit"].get("seconds")
+    made = made_by["fit"]
+    seconds, device_seconds, peak = (made.get(key) for key in ("seconds", "device_seconds", "peak_bytes"))
     parameters = records["fit"].get("parameters")
     return Run(
         seed=seed,
@@ -506,6 +525,9 @@ def _run(store: Store, cell: Mapping[str, Any], seed: int) -> Run:
         score=ids["score"],
         parameters=None if parameters is None else int(parameters),
         seconds=None if seconds is None else float(seconds),
+        device=None if "device" not in made else "GPU" if str(made["device"]).startswith("cuda") else "CPU",
+        device_seconds=None if device_seconds is None else float(device_seconds),
+        peak_bytes=None if peak is None else int(peak),
         curve=curve_of(store, ids["fit"]),
         select=str(_identity(store, ids["fit"]).get("variant", {}).get("recipe", {}).get("select", "")),
         mode=str(_identity(store, ids["score"]).get("mode", "")),

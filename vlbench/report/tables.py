@@ -7,14 +7,14 @@ of statistics. Bold, and only bold, marks a difference that survives its correct
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from vlbench import catalog
 from vlbench.report import checkpoints, words
 from vlbench.report.compare import Comparison, Row, effect_of, orders, sign, subject
-from vlbench.report.frame import ArmFrame, Frame, title_of
+from vlbench.report.frame import ArmFrame, Frame, Run, title_of
 from vlbench.report.methods import SE_NAMES, advice, cautions, notes, setting
 
 if TYPE_CHECKING:
@@ -55,23 +55,79 @@ class Table:
 # --- the tables -------------------------------------------------------------------------------------------------------
 
 
+def cost(frame: Frame, *, flops: bool = False) -> list[tuple[Column, Callable[[ArmFrame], Cell]]]:
+    """What an arm costs: the columns of every table of results. Of older plans and runs those that are known.
+
+    flops: show the column in any case.
+    """
+    device = device_of(run for arm in frame.arms for run in arm.runs)
+    found: list[tuple[Column, Callable[[ArmFrame], Cell]]] = [
+        (
+            Column("Parameters", True, "trainable and fixed, of the whole model"),
+            lambda arm: Cell(words.count(arm.parameters), arm.parameters),
+        )
+    ]
+    if flops or any(arm.flops is not None for arm in frame.arms):
+        note = "of one inference on the longest video and query; a multiply-add counts as two"
+        found.append((Column("FLOPs", True, note), _flops))
+    found.append(
+        (
+            Column("Training", True, "mean time of one training run"),
+            lambda arm: Cell(words.duration(arm.seconds), arm.seconds),
+        )
+    )
+    if device is not None:
+        found.append((Column(f"{device} time", True, DEVICE_NOTES[device]), _device_time))
+    if any(arm.peak_bytes is not None for arm in frame.arms):
+        note = "the most that a training run held at once: " + MEMORY_NOTES[device or "Device"]
+        found.append((Column("Peak memory", True, note), _peak))
+    return found
+
+
+DEVICE_NOTES = {
+    "CPU": "mean processor time of one training run",
+    "GPU": "mean time for which one training run held a GPU, divided among those that shared it",
+    "Device": "mean of one training run: processor time on a CPU, time for which a GPU was held",
+}
+MEMORY_NOTES = {
+    "CPU": "memory of the process, libraries and mapped features included",
+    "GPU": "by tensors on the GPU",
+    "Device": "memory of the process on a CPU, by tensors on a GPU",
+}
+
+
+def device_of(runs: Iterable[Run]) -> str | None:
+    """What the runs' device time is time of: ``CPU``, ``GPU``, ``Device`` for both, None if none recorded it."""
+    kinds = {run.device for run in runs if run.device_seconds is not None}
+    return None if not kinds else str(kinds.pop()) if len(kinds) == 1 else "Device"
+
+
+def _flops(arm: ArmFrame) -> Cell:
+    return Cell(words.NOTHING if arm.flops is None else words.count(arm.flops), arm.flops)
+
+
+def _device_time(arm: ArmFrame) -> Cell:
+    return Cell(words.duration(arm.device_seconds), arm.device_seconds)
+
+
+def _peak(arm: ArmFrame) -> Cell:
+    return Cell(words.memory(arm.peak_bytes), arm.peak_bytes)
+
+
 def arms_table(comparison: Comparison) -> Table:
     """What each arm changes and what it costs."""
+    costs = cost(comparison.frame, flops=True)
     columns = (
         Column("Arm"),
         Column("Changed"),
-        Column("Parameters", True, "trainable and fixed, of the whole model"),
-        Column("FLOPs", True, "of one inference on the longest video and query; a multiply-add counts as two"),
-        Column("Training", True, "mean time of one training run"),
+        *(column for column, _ in costs),
         Column("Seeds", True),
     )
     rows = tuple(
         (
             Cell(arm.name, number),
             Cell("; ".join(arm.edits) or f"{arm.variant}, {arm.features}"),
-            Cell(words.count(arm.parameters), arm.parameters),
-            Cell(words.NOTHING if arm.flops is None else words.count(arm.flops), arm.flops),
-            Cell(words.duration(arm.seconds), arm.seconds),
+            *(cell(arm) for _, cell in costs),
             Cell(str(len(arm.runs)), len(arm.runs)),
         )
         for number, arm in enumerate(comparison.frame.arms)
@@ -100,6 +156,7 @@ def metric_table(comparison: Comparison, metric: str) -> Table:
         return means_table(comparison, metric)
     sources = list(dict.fromkeys((x.split, x.source) for x in comparison.published if x.metric == metric))
     reported = {(x.arm, x.split, x.source): x.value for x in comparison.published if x.metric == metric}
+    costs = cost(frame)
     columns = (
         Column("Arm"),
         Column("Mean", True, "over seeds and queries, in points"),
@@ -113,8 +170,7 @@ def metric_table(comparison: Comparison, metric: str) -> Table:
         Column("Win/tie/loss", True, "queries on which the arm with the component is above, equal, below"),
         Column("Interval of the mean", True, "95%, with the difficulty of queries, which cancels in the difference"),
         Column("Seed sd", True, "standard deviation of the run means, n - 1"),
-        Column("Parameters", True),
-        Column("Training", True, "mean time of one training run"),
+        *(column for column, _ in costs),
     )
     rows = []
     for number, arm in enumerate(frame.arms):
@@ -132,8 +188,7 @@ def metric_table(comparison: Comparison, metric: str) -> Table:
             *reach,
             Cell(words.span(mean.low, mean.high), mean.low),
             Cell(words.points(mean.sd_seeds), mean.sd_seeds),
-            Cell(words.count(arm.parameters), arm.parameters),
-            Cell(words.duration(arm.seconds), arm.seconds),
+            *(cell(arm) for _, cell in costs),
         ]
         rows.append(tuple(cells))
     caption = f"{_population(comparison, metric)} Difference: {sign(comparison)}."
@@ -153,14 +208,14 @@ def means_table(comparison: Comparison, metric: str) -> Table:
     frame = comparison.frame
     factors = frame.design.factors if frame.design else ()
     cell_of = {arm: cell for cell, arm in frame.design.cells.items()} if frame.design else {}
+    costs = cost(frame)
     columns = (
         Column("Arm"),
         *(Column(factor.title) for factor in factors),
         Column("Mean", True, "over seeds and queries, in points"),
         Column("Interval of the mean", True, "95%, with the difficulty of queries, which cancels in a difference"),
         Column("Seed sd", True, "standard deviation of the run means, n - 1"),
-        Column("Parameters", True),
-        Column("Training", True, "mean time of one training run"),
+        *(column for column, _ in costs),
     )
     rows = []
     for number, arm in enumerate(frame.arms):
@@ -173,8 +228,7 @@ def means_table(comparison: Comparison, metric: str) -> Table:
                 Cell(words.points(mean.points), mean.points),
                 Cell(words.span(mean.low, mean.high), mean.low),
                 Cell(words.points(mean.sd_seeds), mean.sd_seeds),
-                Cell(words.count(arm.parameters), arm.parameters),
-                Cell(words.duration(arm.seconds), arm.seconds),
+                *(cell(arm) for _, cell in costs),
             )
         )
     return Table(f"primary-{metric}", f"{_population(comparison, metric)} The cells.", columns, tuple(rows))
@@ -438,6 +492,7 @@ def holes_table(comparison: Comparison) -> Table:
 
 def provenance_table(comparison: Comparison) -> Table:
     """The cells behind the numbers: every number of an arm comes from all of its rows."""
+    device = device_of(run for arm in comparison.frame.arms for run in arm.runs)
     columns = (
         Column("Arm"),
         Column("Seed", True),
@@ -446,16 +501,20 @@ def provenance_table(comparison: Comparison) -> Table:
         Column("Selected epoch", True),
         Column("Epochs", True),
         Column("Training", True),
+        *([] if device is None else [Column(f"{device} time", True), Column("Peak memory", True)]),
         Column("Device"),
         Column("vlbench"),
         Column("Finished"),
     )
-    rows = tuple(_cells(arm, number) for arm in comparison.frame.arms for number in range(len(arm.runs)))
+    known = device is not None
+    rows = tuple(_cells(arm, number, known) for arm in comparison.frame.arms for number in range(len(arm.runs)))
     return Table("cells", "The cells behind every number.", columns, rows)
 
 
-def _cells(arm: ArmFrame, number: int) -> tuple[Cell, ...]:
+def _cells(arm: ArmFrame, number: int, costs: bool) -> tuple[Cell, ...]:
     run = arm.runs[number]
+    spent = [Cell(words.duration(run.device_seconds), run.device_seconds)]
+    spent += [Cell(words.memory(run.peak_bytes), run.peak_bytes)]
     made = run.made_by["fit"]
     epochs = run.records["fit"].get("epochs")
     device = made.get("gpu") or made.get("device")
@@ -468,6 +527,7 @@ def _cells(arm: ArmFrame, number: int) -> tuple[Cell, ...]:
         Cell(words.NOTHING if run.curve.selected is None else str(run.curve.selected), run.curve.selected),
         Cell(words.NOTHING if epochs is None else str(epochs), epochs),
         Cell(words.duration(run.seconds), run.seconds),
+        *(spent if costs else []),
         Cell(str(device or words.NOTHING)),
         Cell(version or words.NOTHING),
         Cell(str(made.get("finished") or words.NOTHING)),
@@ -493,7 +553,9 @@ def terminal(comparison: Comparison) -> RenderableType:
     frame = comparison.frame
     parts: list[RenderableType] = [
         Text(words.plain(f"{frame.study} · {setting(comparison)}"), style="bold"),
-        rich_table(arms_table(comparison), ("Arm", "Changed", "Parameters", "FLOPs", "Training")),
+        rich_table(
+            arms_table(comparison), ("Arm", "Changed", *(column.title for column, _ in cost(frame, flops=True)))
+        ),
         Text(),
         Text(words.plain(f"Points of the {comparison.checkpoint} checkpoint. Difference: {sign(comparison)}.")),
     ]

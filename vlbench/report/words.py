@@ -71,6 +71,13 @@ def count(number: int) -> str:
     return str(number)
 
 
+def memory(size: int | None) -> str:
+    """Bytes: ``1.2 GB``, ``310 MB``; thousands, not 1024."""
+    if size is None:
+        return NOTHING
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{math.ceil(size / 1e6)} MB"
+
+
 def duration(seconds: float | None) -> str:
     """``41s``, ``11m02s``, ``2h05m``."""
     if seconds is None:
