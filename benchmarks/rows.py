@@ -185,16 +185,23 @@ def one_fit_on_gpu(bench: Bench) -> Found:
         return Found(_turns(given, slow, fast, "epoch", count=GPU_EPOCHS))
 
 
-def pack(bench: Bench) -> Found:
+def pack(precision: str) -> Callable[[Bench], Found]:
+    """The row of packs in one precision."""
+    return lambda bench: _pack_on_gpu(bench, precision)
+
+
+def _pack_on_gpu(bench: Bench, precision: str) -> Found:
     if _has_gpu():
-        return _pack(bench, {"device": "cuda"})
-    found = _pack(Bench(bench.folder, 2, bench.given), {"variant": "videolights_quick"})
+        return _pack(bench, {"device": "cuda", "edits": {**ONE_SHAPE, "train.precision": precision}})
+    if precision != "fp32":
+        raise Unmeasured("needs a GPU")
+    found = _pack(Bench(bench.folder, 2, bench.given), {"variant": "videolights_quick", "edits": ONE_SHAPE})
     ratio = found.times["wall"]["ratio"]["median"]
     raise Unmeasured(f"needs a GPU; on this CPU a pack of {SEEDS} small fits is {ratio:.2f}x, so none is made there")
 
 
 def _pack(bench: Bench, more: Mapping[str, Any]) -> Found:
-    with bench.side("vlbench", edits=ONE_SHAPE, **more) as side:
+    with bench.side("vlbench", **more) as side:
         for what in ("alone", "packed"):
             side.ask(what)
         return Found(take_turns(lambda: _ask(side, "alone"), lambda: _ask(side, "packed"), bench.rounds, "pack"))
@@ -295,7 +302,8 @@ ROWS = (
     Row("evaluation", "an evaluation epoch, forward included", "the plain evaluation", 3.9, "cpu", evaluation),
     Row("scoring", "scoring 1,550 queries, all metrics", "the published evaluator's pools", 50, "wall", scoring),
     Row("loading", "a batch from packed features", "one npz per encoder and sample", 15, "cpu", loading),
-    Row("pack", "five seeds of one variant as a pack, GPU", "five single runs, graphs on", 1.3, "wall", pack),
+    Row("pack", "five seeds as a pack, GPU, bf16", "our five single runs, graphs on", 2.0, "wall", pack("bf16")),
+    Row("pack-fp32", "five seeds as a pack, GPU, fp32", "our five single runs, graphs on", 1.3, "wall", pack("fp32")),
     Row("gpu-fit", "one fit on one GPU", "the plain loop, same GPU", 10, "wall", one_fit_on_gpu),
     Row(
         "gpu-study",

@@ -347,7 +347,11 @@ class VlbenchSide(Common):
 
 def plain_batch(batch: Batch, device: torch.device) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """A batch of vlbench in the form of the plain loop."""
-    inputs, targets = to_inputs(batch, device), to_targets(batch, device)
+    return plain_batch_of(to_inputs(batch, device), to_targets(batch, device))
+
+
+def plain_batch_of(inputs: Inputs, targets: Targets) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The same of tensors."""
     return (
         {
             "clips": inputs.clips,

@@ -84,8 +84,10 @@ class Side:
     def end(self) -> None:
         """Let the process finish."""
         assert self.process.stdin is not None
+        assert self.process.stdout is not None
         self.process.stdin.close()
         self.process.wait()
+        self.process.stdout.close()
 
     def __enter__(self) -> Self:
         return self
