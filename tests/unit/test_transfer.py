@@ -54,8 +54,9 @@ def test_studies_of_other_fits_are_refused(tmp_path):
 
 
 def test_every_form_has_the_same_numbers(tmp_path):
-    found = transfer.retained(both(tmp_path / "store", 0.15, 0.05), "own", "there")
-    paths = {path.name: path for path in transfer.write(found, tmp_path / "out")}
+    store = both(tmp_path / "store", 0.15, 0.05)
+    found = transfer.retained(store, "own", "there")
+    paths = {path.name: path for path in transfer.write(store, found, tmp_path / "out")}
     rows = json.loads(paths["results.json"].read_text())["rows"]
     assert np.isclose(rows[0]["interaction"], rows[0]["other"] - rows[0]["own"])
     for name in ("index.html", "report.md"):

@@ -221,7 +221,7 @@ def _score_there(plan: Plan, there: Plan, store: Store, root: Path, how: How) ->
     found = retained(store, plan.study, there.study, allow_missing=how.allow_missing or how.collect)
     width = None if sys.stdout.isatty() else PIPE_WIDTH
     Console(highlight=False, width=width).print(terminal(found))
-    paths = write(found, how.out)
+    paths = write(store, found, how.out, index=(how.out / "index.html").exists())
     page = next(path for path in paths if path.suffix == ".html")
     click.echo(f"report: {page}")
     return 0

@@ -162,10 +162,11 @@ def _verify(store: Store, out: Path, studies: Sequence[str], as_json: bool) -> i
 
     from vlbench.errors import PlanError, suggestion
     from vlbench.report.sweep import sweeps
+    from vlbench.report.transfer import transfers
     from vlbench.report.verify import reports, verify
 
     there = reports(out)
-    known = [*there, *store.studies("ablation"), *sweeps(store), *store.studies("stress")]
+    known = [*there, *store.studies("ablation"), *sweeps(store), *store.studies("stress"), *transfers(store)]
     for study in studies:
         if study not in known:
             raise PlanError(f'the store has no study "{study}"', where=store.root, hint=suggestion(study, known))
@@ -206,7 +207,7 @@ def _known(store: Store, named: Sequence[str] = ()) -> list[str]:
     """The studies of the store, or those named. Raises: PlanError for a name that the store does not have."""
     from vlbench.errors import PlanError, suggestion
 
-    known = store.studies("ablation")
+    known = [*store.studies("ablation"), *store.studies("stress")]
     for study in named:
         if study not in known:
             raise PlanError(f'the store has no study "{study}"', where=store.root, hint=suggestion(study, known))

@@ -15,7 +15,11 @@ from typing import Any
 
 from vlbench.runs.store import Store
 
-KINDS: Mapping[str, str] = {"sweep": "vlbench.report.sweep_again:again"}  # kind -> module:function
+KINDS: Mapping[str, str] = {  # kind -> module:function
+    "sweep": "vlbench.report.sweep_again:again",
+    "stress": "vlbench.report.stress_again:again",
+    "transfer": "vlbench.report.transfer:again",
+}
 
 
 @dataclass(frozen=True, slots=True)

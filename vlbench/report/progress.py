@@ -9,9 +9,10 @@ way to stop early: each of them completes a plan of its own.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from vlbench.errors import StoreError
 from vlbench.files import write_text
@@ -75,8 +76,22 @@ class ArmProgress:
 
 
 @dataclass(frozen=True, slots=True)
+class Noise:
+    """Scores of a stress study under noise. hopeless: those that failed, or whose fit did."""
+
+    done: int
+    total: int
+    hopeless: int
+
+    @property
+    def text(self) -> str:
+        """``40 of 96 scores under noise``."""
+        return f"{self.done} of {words.counted(self.total, 'score')} under noise"
+
+
+@dataclass(frozen=True, slots=True)
 class Progress:
-    """A study as far as it is."""
+    """A study as far as it is. noise: of a stress study."""
 
     study: str
     question: str
@@ -84,6 +99,7 @@ class Progress:
     primary: tuple[str, ...]
     arms: tuple[ArmProgress, ...]
     command: str
+    noise: Noise | None = None
 
     @property
     def total(self) -> int:
@@ -98,22 +114,24 @@ class Progress:
     @property
     def complete(self) -> bool:
         """Whether every planned run is finished, so that the study can be judged."""
-        return self.done == self.total
+        return self.done == self.total and (self.noise is None or self.noise.done == self.noise.total)
 
     @property
     def stuck(self) -> bool:
         """Whether nothing is left but failures, so that waiting brings nothing."""
-        return not self.complete and all(run.status in STUCK for arm in self.arms for run in arm.runs)
+        waits = self.noise is not None and self.noise.done + self.noise.hopeless < self.noise.total
+        return not (self.complete or waits) and all(run.status in STUCK for arm in self.arms for run in arm.runs)
 
     @property
     def holes(self) -> tuple[str, ...]:
         """``without FRA, seed 2: running, epoch 4 of 60``, for every run that is not finished."""
-        return tuple(
+        runs = [
             f"{arm.name}, seed {run.seed}: {run.text}"
             for arm in self.arms
             for run in arm.runs
             if run.status is not Status.DONE
-        )
+        ]
+        return (*runs, *([self.noise.text] if self.noise is not None and self.noise.done < self.noise.total else []))
 
     @property
     def line(self) -> str:
@@ -121,6 +139,7 @@ class Progress:
         runs = [(arm.name, run) for arm in self.arms for run in arm.runs if run.status is not Status.DONE]
         parts = [f"{self.study}: {self.done} of {words.counted(self.total, 'run')} finished"]
         parts += [f"{arm}, seed {run.seed}: {run.text}" for arm, run in runs if not run.waits]
+        parts += [self.noise.text] if self.noise is not None else []
         waiting = sum(run.waits for _, run in runs)
         return "; ".join([*parts, *([f"{waiting} not started"] if waiting else [])])
 
@@ -142,7 +161,21 @@ def look(store: Store, study: str) -> Progress:
         primary=tuple(plan["primary"]),
         arms=arms,
         command=command_of(plan),
+        noise=_noise(store, plan["spoiled"]) if plan.get("kind") == "stress" else None,
     )
+
+
+def _noise(store: Store, cells: Sequence[Mapping[str, Any]]) -> Noise:
+    """How far the scores under noise are; each stands for itself, whatever else of its fit is done."""
+    states = {str(cell["score"]): store.status(str(cell["score"])) for cell in cells}
+    dead = {fit for fit in {str(cell["fit"]) for cell in cells} if store.status(fit) is Status.FAILED}
+    hopeless = {
+        score
+        for cell in cells
+        if states[score := str(cell["score"])] is Status.FAILED or (str(cell["fit"]) in dead)
+        if states[score] is not Status.DONE
+    }
+    return Noise(sum(state is Status.DONE for state in states.values()), len(states), len(hopeless))
 
 
 def _going(store: Store, seed: int, fit: str, score: str) -> Going:
@@ -226,6 +259,8 @@ def watch(
             if progress.stuck:
                 pending.remove(study)
                 failed = words.counted(progress.total - progress.done, "run")
+                if progress.noise is not None and progress.noise.hopeless:
+                    failed = words.counted(progress.noise.hopeless, "score") + " under noise"
                 problems.append(f"{study}: not reported: {failed} failed; to try again: {progress.command}")
         if pending:
             pause(every_s)

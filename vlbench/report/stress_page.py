@@ -10,7 +10,7 @@ import csv
 import hashlib
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -761,11 +761,8 @@ def write_judged(store: Store, judged: Judged, out: Path, *, format: str = "all"
         "plan": digest(plan),
         "severities": dict(judged.stress.severities),
         "seeds": list(judged.stress.seeds),
-        "cells": {name: [dict(cell) for cell in cells] for name, cells in judged.stress.cells.items()},
-        "spoiled": [
-            {**cell, "record": digest(record) if (record := store.record(str(cell["score"]))) is not None else None}
-            for cell in plan["spoiled"]
-        ],
+        "cells": {name: [_recorded(store, cell) for cell in cells] for name, cells in judged.stress.cells.items()},
+        "spoiled": [_recorded(store, cell) for cell in plan["spoiled"]],
         "missing": list(judged.stress.holes),
         "files": {
             path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in written
@@ -773,3 +770,9 @@ def write_judged(store: Store, judged: Judged, out: Path, *, format: str = "all"
     }
     save("manifest.json", files.json_text(content).encode())
     return written
+
+
+def _recorded(store: Store, cell: Mapping[str, Any]) -> dict[str, Any]:
+    """A cell as it was planned, with the digest of its score's record, None where there is none."""
+    record = store.record(str(cell["score"]))
+    return {**cell, "record": None if record is None else digest(record)}

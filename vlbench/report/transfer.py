@@ -7,20 +7,23 @@ are paired; the queries are two sets of their own, whose variances add up.
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
+from vlbench.canon import digest
 from vlbench.cards.kinds import Claim
-from vlbench.errors import PlanError
+from vlbench.errors import PlanError, VlbenchError
 from vlbench.report import files, words
+from vlbench.report.again import Again
 from vlbench.report.compare import LEVEL
 from vlbench.report.formats import md, md_table
 from vlbench.report.frame import Frame, read, title_of
-from vlbench.report.page import Line, Section, render
+from vlbench.report.page import Entry, Line, Section, render
 from vlbench.report.tables import Cell, Column, Table, rich_table
 from vlbench.runs.cells import CHECKPOINTS
 from vlbench.runs.store import Store
@@ -78,7 +81,7 @@ class Retained:
     @property
     def name(self) -> str:
         """Of the report's folder."""
-        return f"{self.own.study}-to-{self.other.dataset}"
+        return _name(self.own.study, self.other.dataset)
 
     @property
     def question(self) -> str:
@@ -124,6 +127,26 @@ def retained(store: Store, own: str, other: str, *, allow_missing: bool = False)
         for place, (claim, metric, there, elsewhere, gap) in enumerate(found)
     ]
     return Retained(first, second, tuple(rows))
+
+
+def transfers(store: Store) -> dict[str, tuple[str, str]]:
+    """The name of every report of this kind -> the study of the fits, and that of the same fits on another dataset."""
+    known = store.studies("ablation")
+    found = {}
+    for other in known:
+        plan = store.load_plan(other)
+        own = other.removesuffix(f"-on-{plan['dataset']}")
+        if own in known and own != other and _fits(store.load_plan(own)) == _fits(plan):
+            found[_name(own, str(plan["dataset"]))] = (own, other)
+    return found
+
+
+def _name(own: str, dataset: str) -> str:
+    return f"{own}-to-{dataset.replace('/', '-')}"
+
+
+def _fits(plan: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
+    return [(str(arm["name"]), [str(cell["fit"]) for cell in arm["cells"]]) for arm in plan["arms"]]
 
 
 def _labels(frame: Frame, metric: str) -> list[str]:
@@ -235,12 +258,12 @@ def terminal(found: Retained) -> RenderableType:
     )
 
 
-def to_html(found: Retained) -> str:
-    """The page."""
+def _answers(found: Retained) -> list[dict[str, Any]]:
+    """Every claim: subject, what it compares, and a line per metric."""
     by_subject: dict[str, list[Row]] = {}
     for row in found.rows:
         by_subject.setdefault(row.subject, []).append(row)
-    answers = [
+    return [
         {
             "subject": subject,
             "changed": f"{rows[0].claim.plus} {words.MINUS} {rows[0].claim.minus}",
@@ -257,8 +280,13 @@ def to_html(found: Retained) -> str:
         }
         for subject, rows in by_subject.items()
     ]
+
+
+def to_html(found: Retained, *, index: bool = False) -> str:
+    """The page. index: link to the index page."""
     context = {"tables": [table(found)], "titles": [], "lead": "", "remarks": [sentences(found)], "folded": None}
     beside = "The studies on each dataset have pages of their own, beside this one."
+    answers = _answers(found)
     return render(
         "stress.html.j2",
         study=found.name,
@@ -273,7 +301,7 @@ def to_html(found: Retained) -> str:
             Section("notes", "Notes", "notes.html.j2", {"notes": [beside, *found.other.notes], "details": []}),
         ],
         rebuild=f"{found.other.command} --collect",
-        index=False,
+        index=index,
     )
 
 
@@ -326,15 +354,70 @@ def to_csv(found: Retained) -> str:
     return stream.getvalue()
 
 
-def write(found: Retained, out: Path) -> list[Path]:
-    """``out/<name>/`` with the page, Markdown, CSV and JSON. Raises: StoreError if a file cannot be written."""
-    folder = out / quote(found.name, safe=" ")
+def write(store: Store, found: Retained, out: Path, *, index: bool = False) -> list[Path]:
+    """``out/<name>/`` with the page, Markdown, CSV, JSON and what it was made from. index: link to the index page.
+
+    Returns: the files; ``manifest.json`` is the last. Raises: StoreError if a file cannot be written.
+    """
+    folder = out / found.name
     texts = {
         "report.md": to_markdown(found),
         "transfer.csv": to_csv(found),
         "results.json": files.json_text(as_json(found)),
-        "index.html": to_html(found),
+        "index.html": to_html(found, index=index),
     }
-    for name, text in texts.items():
+    sides = (found.own, found.other)
+    content = {
+        "format": FORMAT,
+        "kind": "transfer",
+        "study": found.name,
+        "studies": [frame.study for frame in sides],
+        "plans": [digest(store.load_plan(frame.study)) for frame in sides],
+        "records": _records(store, found),
+        "missing": [str(hole) for frame in sides for hole in frame.holes],
+        "files": {name: hashlib.sha256(text.encode()).hexdigest() for name, text in texts.items()},
+    }
+    for name, text in {**texts, "manifest.json": files.json_text(content)}.items():
         files.save(folder / name, text.encode())
-    return [folder / name for name in texts]
+    return [folder / name for name in (*texts, "manifest.json")]
+
+
+def _records(store: Store, found: Retained) -> dict[str, str | None]:
+    """Every score that a number hangs on, with the digest of its record."""
+    scores = [run.score for frame in (found.own, found.other) for arm in frame.arms for run in arm.runs]
+    records = {score: store.record(score) for score in scores}
+    return {score: None if record is None else digest(record) for score, record in records.items()}
+
+
+def again(store: Store, name: str, manifest: Mapping[str, Any]) -> Again:
+    """What a report would say now (see ``report.again``). Raises: PlanError as ``retained``."""
+    own, other = manifest["studies"]
+    found = retained(store, own, other, allow_missing=bool(manifest["missing"]))
+    texts = {"results.json": files.json_text(as_json(found)), "transfer.csv": to_csv(found)}
+    problems = [
+        f"plan: {study} was planned anew after the report was written"
+        for study, before in zip((own, other), manifest["plans"], strict=True)
+        if digest(store.load_plan(study)) != before
+    ]
+    now = _records(store, found)
+    problems += [
+        f"score {score}: its record is another one"
+        for score, before in manifest["records"].items()
+        if now.get(score) != before
+    ]
+    return Again(texts, ("claim", "metric"), len(now), tuple(problems))
+
+
+def entries(store: Store, out: Path) -> list[Entry]:
+    """The lines of all reports of this kind on the index page, linked where a page was written."""
+    found = []
+    for name, (own, other) in transfers(store).items():
+        href = f"{quote(name)}/index.html" if (out / name / "index.html").exists() else ""
+        try:
+            both = retained(store, own, other)
+        except VlbenchError as problem:
+            found.append(Entry(study=name, href=href, problem=str(problem)))
+            continue
+        answers = tuple((str(answer["subject"]), tuple(answer["lines"])) for answer in _answers(both))
+        found.append(Entry(study=name, question=both.question, setting=setting(both), href=href, answers=answers))
+    return found

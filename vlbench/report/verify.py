@@ -29,6 +29,7 @@ from vlbench.runs.store import Store
 
 RELATIVE = 1e-9  # of a number: what is left of rounding between machines
 COLUMNS = ("checkpoint", "kind", "name", "metric")  # what a line of comparison.csv is about
+ABOUT = ("claim", "arm", "variant", "stressor", "level", "metric")  # what an entry of a list in JSON is about
 Key = tuple[str, ...]
 
 
@@ -204,7 +205,7 @@ def _leaves(content: Any, place: Key = ()) -> dict[Key, Any]:
         found: dict[Key, Any] = {}
         for number, entry in enumerate(content):
             named = entry if isinstance(entry, Mapping) else {}
-            about = [str(named[key]) for key in ("claim", "arm", "metric") if key in named] or [str(number)]
+            about = [str(named[key]) for key in ABOUT if key in named] or [str(number)]
             found |= _leaves(entry, (*place, *about))
         return found
     return {place: content}

@@ -12,7 +12,7 @@ from urllib.parse import quote
 
 from vlbench.canon import digest
 from vlbench.errors import PlanError, StoreError, VlbenchError, suggestion
-from vlbench.report import bibliography, figures, files, formats, latex, stress_page, sweep
+from vlbench.report import bibliography, figures, files, formats, latex, stress_page, sweep, transfer
 from vlbench.report.checkpoints import protocols
 from vlbench.report.compare import Comparison, compare
 from vlbench.report.entries import keep, kept, stamp
@@ -85,7 +85,8 @@ def write_all(
     Raises: PlanError for the name of a study that the store does not have.
     """
     compared, searched, stressed = store.studies("ablation"), sweep.sweeps(store), store.studies("stress")
-    known = [*compared, *searched, *stressed]
+    moved = transfer.transfers(store)
+    known = [*compared, *searched, *stressed, *moved]
     wanted = list(dict.fromkeys(studies or (compared if format == "latex" else known)))  # others have no LaTeX form
     for study in wanted:
         if study not in known:
@@ -99,6 +100,9 @@ def write_all(
             elif study in stressed:
                 written = stress_page.write(store, study, out, allow_missing=allow_missing, format=format, index=pages)
                 outcome = Outcome(study, tuple(written))
+            elif study in moved:
+                both = transfer.retained(store, *moved[study], allow_missing=allow_missing)
+                outcome = Outcome(study, tuple(transfer.write(store, both, out, index=pages)))
             else:
                 found = compare(read(store, study, allow_missing=allow_missing))
                 outcome = Outcome(study, tuple(_write(store, found, out, format, pages, spread)), found)
@@ -122,7 +126,7 @@ def write_index(store: Store, out: Path, *, allow_missing: bool = False, known: 
         _entry(store, by_name[study], out) if study in by_name else _judged(store, study, out, allow_missing)
         for study in store.studies("ablation")
     ]
-    entries += [*sweep.entries(store, out), *stress_page.entries(store, out)]
+    entries += [*sweep.entries(store, out), *stress_page.entries(store, out), *transfer.entries(store, out)]
     path = out / "index.html"
     files.save(path, index_page(entries).encode())
     return path
