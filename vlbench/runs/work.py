@@ -60,7 +60,7 @@ def run_cells(specs: Sequence[str], options: Options) -> None:
     a fit together. The weights of a fit's epochs wait for a clean score that is among these cells; where none is, they
     are not kept. Fits of one form are trained together as ``options.pack`` says.
     """
-    _settle(options)
+    settle(options)
     store = Store(Path(options.store))
     _free_leftovers(store.root)
     cells: list[Cell] = [from_spec(json.loads(text)) for text in specs]
@@ -389,7 +389,7 @@ def device_of(name: str) -> Any:
     return torch.device(name)
 
 
-def _settle(options: Options) -> None:
+def settle(options: Options) -> None:
     """Fix what the digits depend on, threads and plain fp32 products, and how much of a GPU's memory may be taken."""
     import torch
 
