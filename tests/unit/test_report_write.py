@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
+from xml.etree import ElementTree
 
 import matplotlib
 import pytest
@@ -72,11 +74,10 @@ def test_the_same_store_gives_the_same_bytes_in_another_process(tmp_path):
 
 def test_figures_leave_matplotlib_as_it_was_and_use_their_own_settings(tmp_path):
     found = compare(read(build_store(tmp_path, make_scores(ARMS)), "ablate-fra"))
-    plot = figures.plots(found)[0]
-    plain = figures.to_svg(plot)
+    plain = figures.to_svg(figures.plots(found)[0])
     with matplotlib.rc_context({"font.size": 30, "axes.facecolor": "red"}):
         before = dict(matplotlib.rcParams)
-        assert figures.to_svg(plot) == plain
+        assert figures.to_svg(figures.plots(found)[0]) == plain
         assert dict(matplotlib.rcParams) == before
 
 
@@ -213,3 +214,22 @@ def test_help_imports_nothing_heavy(tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_panel_is_drawn_once_for_page_and_files_and_the_order_of_making_them_moves_no_byte(tmp_path):
+    comparison = compare(read(build_store(tmp_path, make_scores(ARMS)), "ablate-fra"))
+    (plot, *_) = figures.plots(comparison)
+    drawn = []
+    panels = tuple(
+        figures.Panel(panel.key, panel.alt, panel.size, lambda axes, one=panel: (drawn.append(one.key), one.draw(axes)))
+        for panel in plot.panels
+    )
+    counted = figures.Plot(plot.name, plot.caption, panels, plot.rows)
+    svg, png, page = figures.to_svg(counted), figures.to_png(counted), [figures.inline(panel) for panel in panels]
+    assert drawn == [panel.key for panel in panels]
+    (other, *_) = figures.plots(comparison)
+    assert figures.to_png(other) == png and [figures.inline(panel) for panel in other.panels] == page
+    assert figures.to_svg(other) == svg
+    names = re.findall(r'\bid="([^"]+)"', svg)
+    assert len(names) == len(set(names)) and svg.count("<svg") == 1
+    ElementTree.fromstring(svg)

@@ -1,8 +1,9 @@
 """Figures as SVG, PNG and the numbers they show: how they are drawn, the difference plot and the learning curves.
 
 A figure is one panel per primary metric, so that panels stand side by side on a wide page and below each other on a
-narrow one. Nothing global changes: matplotlib's settings hold inside a block, no window system is touched, and the same
-numbers give the same bytes. Colours are those of Okabe and Ito (2008), told apart by most people with a colour vision
+narrow one. A panel is laid out and drawn once, and the page and both kinds of file are made from that. Nothing global
+changes: matplotlib's settings hold inside a block, no window system is touched, and the same numbers give the same
+bytes. Colours are those of Okabe and Ito (2008), told apart by most people with a colour vision
 deficiency; line styles and words repeat them.
 """
 
@@ -15,7 +16,7 @@ import math
 import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
@@ -24,13 +25,16 @@ from vlbench.report.compare import Comparison, Row, sign
 from vlbench.report.frame import Curve, title_of
 
 if TYPE_CHECKING:
+    import numpy as np
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from numpy.typing import NDArray
 
 INK, MUTED, RULE, BAND = "#1b1f24", "#5b6570", "#cfd5db", "#e7ebef"  # the page replaces them by its own
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")  # Okabe-Ito; the baseline is ink
 DASHES = ("-", "--", "-.", ":")
 LABEL_LETTERS = 30
+DOTS = 200  # per inch of a PNG
 PANEL_WIDTH = 3.7  # inches: natural size on a narrow phone
 
 STYLE = {
@@ -51,7 +55,6 @@ STYLE = {
     "font.size": 8.5,
     "legend.fontsize": 8,
     "legend.frameon": False,
-    "savefig.dpi": 200,
     "svg.fonttype": "none",  # text stays text: it can be searched, read aloud and edited
     "svg.hashsalt": "vlbench",
     "text.color": INK,
@@ -73,6 +76,7 @@ class Panel:
     alt: str
     size: tuple[float, float]
     draw: Callable[[Axes], None]
+    _drawn: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)  # what was made of it
 
 
 @dataclass(frozen=True, slots=True)
@@ -341,15 +345,38 @@ def _colour(number: int) -> str:
 
 
 def to_svg(plot: Plot) -> str:
-    """All panels in one file, on white."""
-    with _settings():
-        return _saved(_figure(plot.panels), "svg", facecolor="white").decode("utf-8")
+    """All panels in one file, side by side, on white."""
+    width, height, parts = 0.0, 0.0, []
+    for number, panel in enumerate(plot.panels, start=1):
+        text = _svg(panel)
+        wide, high = _box(text)
+        inner = _renamed(_bare(text[: text.rindex("</svg>")]), f"panel-{number}")
+        parts.append(f'<g transform="translate({width:g} 0)">\n{inner[inner.index(">") + 1 :].strip()}\n</g>')
+        width, height = width + wide, max(height, high)
+    head = (
+        '<?xml version="1.0" encoding="utf-8" standalone="no"?>\n'
+        f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" version="1.1" '
+        f'width="{width:g}pt" height="{height:g}pt" viewBox="0 0 {width:g} {height:g}">\n'
+        '<style type="text/css">*{stroke-linejoin: round; stroke-linecap: butt}</style>\n'
+        '<rect width="100%" height="100%" fill="#ffffff"/>\n'
+    )
+    return head + "\n".join(parts) + "\n</svg>\n"
 
 
 def to_png(plot: Plot) -> bytes:
-    """All panels in one file, on white, 200 dots per inch."""
-    with _settings():
-        return _saved(_figure(plot.panels), "png", facecolor="white")
+    """All panels in one file, side by side, on white, 200 dots per inch."""
+    import numpy as np
+    from PIL import Image
+
+    drawn = [_pixels(panel) for panel in plot.panels]
+    height, width = max(len(one) for one in drawn), sum(one.shape[1] for one in drawn)
+    whole, left = np.full((height, width, 3), 255, dtype=np.uint8), 0
+    for one in drawn:
+        whole[: one.shape[0], left : left + one.shape[1]] = one
+        left += one.shape[1]
+    stream = io.BytesIO()
+    Image.fromarray(whole).save(stream, format="png", dpi=(DOTS, DOTS))
+    return stream.getvalue()
 
 
 def to_csv(plot: Plot) -> str:
@@ -363,15 +390,8 @@ def to_csv(plot: Plot) -> str:
 
 def inline(panel: Panel) -> str:
     """One panel as an SVG element: the page's own colours and font, no background, with a name for screen readers."""
-    with _settings():
-        text = _saved(_figure([panel]), "svg", transparent=True).decode("utf-8")
-    text = text[text.index("<svg") :]
-    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    text = re.sub(r"<!--.*?-->", "", text, flags=re.DOTALL)
-    text = re.sub(r"<style.*?</style>", "", text, flags=re.DOTALL)  # its rules would reach the whole page
     prefix = re.sub(r"[^a-z0-9]+", "-", panel.key.lower())
-    text = re.sub(r'\bid="([^"]+)"', rf'id="{prefix}-\1"', text)
-    text = re.sub(r'(href="#|url\(#)', rf"\1{prefix}-", text)
+    text = _renamed(_bare(_svg(panel)), prefix)
     text = re.sub(r"font-family: [^;\"]+", "font-family: inherit", text)
     text = re.sub(r"(font: (?:[a-z]+ )*(?:\d+ )?[0-9.]+px) [^;\"]+", r"\1 system-ui, sans-serif", text)
     numbered = [(colour, f"var(--c{number})") for number, colour in enumerate(COLOURS, start=1)]
@@ -384,17 +404,31 @@ def inline(panel: Panel) -> str:
     ]
     for colour, own in ours + numbered:
         text = text.replace(colour, own)
-    head = re.match(r"<svg[^>]*>", text)
-    assert head is not None
-    box = re.search(r'viewBox="([^"]+)"', head.group())
-    assert box is not None
-    width = float(box.group(1).split()[2]) / 72 * 96
+    wide, high = _box(text)
     opened = (
-        f'<svg xmlns:xlink="http://www.w3.org/1999/xlink" viewBox="{box.group(1)}" role="img" '
-        f'aria-labelledby="{prefix}-alt" style="width:100%;max-width:{1.35 * width:.0f}px">'
+        f'<svg xmlns:xlink="http://www.w3.org/1999/xlink" viewBox="0 0 {wide:g} {high:g}" role="img" '
+        f'aria-labelledby="{prefix}-alt" style="width:100%;max-width:{1.35 * wide / 72 * 96:.0f}px">'
         f'<title id="{prefix}-alt">{_escaped(panel.alt)}</title>'
     )
-    return opened + text[head.end() :].strip()
+    return opened + text[text.index(">") + 1 :].strip()
+
+
+def _bare(text: str) -> str:
+    """An SVG element without metadata, comments and rules, which would reach all that it is put into."""
+    return re.sub(r"<metadata>.*?</metadata>|<!--.*?-->|<style.*?</style>", "", text, flags=re.DOTALL)
+
+
+def _renamed(text: str, prefix: str) -> str:
+    """With names of its own, so that several can stand in one document."""
+    text = re.sub(r'\bid="([^"]+)"', rf'id="{prefix}-\1"', text)
+    return re.sub(r'(href="#|url\(#)', rf"\1{prefix}-", text)
+
+
+def _box(text: str) -> tuple[float, float]:
+    """Width and height of an SVG element in points."""
+    found = re.search(r'viewBox="0 0 (\S+) (\S+)"', text)
+    assert found is not None
+    return float(found.group(1)), float(found.group(2))
 
 
 @contextlib.contextmanager
@@ -409,33 +443,59 @@ def _settings() -> Iterator[None]:
         yield
 
 
-def _figure(panels: Sequence[Panel]) -> Figure:
+def _figure(panel: Panel) -> Figure:
+    """The panel laid out, without a background. Inside ``_settings``."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    width, height = sum(panel.size[0] for panel in panels), max(panel.size[1] for panel in panels)
-    figure = Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(wspace=0.06, w_pad=0.08, h_pad=0.06))
-    grid = figure.add_gridspec(1, len(panels), width_ratios=[panel.size[0] for panel in panels])
-    for number, panel in enumerate(panels):
-        panel.draw(figure.add_subplot(grid[0, number]))
-    # the solver of the layout differs in its last digits from run to run, and the names of clipping paths hash them
-    figure.draw_without_rendering()
-    figure.set_layout_engine("none")
-    for axes in figure.axes:
+    if "figure" not in panel._drawn:
+        engine = ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.06)
+        figure = Figure(figsize=panel.size, layout=engine, facecolor="none")
+        axes = figure.add_subplot()
+        axes.set_facecolor("none")
+        panel.draw(axes)
+        FigureCanvasAgg(figure)
+        engine.execute(figure)
+        figure.set_layout_engine("none")
+        # the solver of the layout differs in its last digits from run to run, and the names of clipping paths hash them
         left, bottom, wide, high = (round(side, 5) for side in axes.get_position().bounds)
         axes.set_position((left, bottom, wide, high))
-    return figure
+        panel._drawn["figure"] = figure
+    found: Figure = panel._drawn["figure"]
+    return found
 
 
-def _saved(figure: Figure, kind: str, **options: Any) -> bytes:
+def _svg(panel: Panel) -> str:
+    """The panel as an SVG element without a background."""
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+
+    canvas_of: Any = FigureCanvasSVG  # without annotations
+
+    if "svg" not in panel._drawn:
+        with _settings():
+            stream = io.BytesIO()
+            # no date and no version of the writer: the same numbers give the same bytes
+            canvas_of(_figure(panel)).print_svg(stream, metadata={"Date": None, "Creator": None})
+        text = stream.getvalue().decode("utf-8")
+        panel._drawn["svg"] = text[text.index("<svg") :]
+    found: str = panel._drawn["svg"]
+    return found
+
+
+def _pixels(panel: Panel) -> NDArray[np.uint8]:
+    """The panel on white: (height, width, 3)."""
+    import numpy as np
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-    FigureCanvasAgg(figure)
-    stream = io.BytesIO()
-    # no date and no version of the writer: the same numbers give the same bytes
-    metadata = {"Date": None, "Creator": None} if kind == "svg" else {"Software": None}
-    figure.savefig(stream, format=kind, metadata=metadata, **options)
-    return stream.getvalue()
+    with _settings():
+        figure = _figure(panel)
+        figure.set_dpi(DOTS)
+        figure.set_facecolor("white")
+        canvas: Any = FigureCanvasAgg(figure)  # without annotations
+        canvas.draw()
+        figure.set_facecolor("none")
+    return np.asarray(canvas.buffer_rgba())[:, :, :3].copy()
 
 
 def _escaped(text: str) -> str:
