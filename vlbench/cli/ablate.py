@@ -382,11 +382,12 @@ def _conduct(plan: Plan, heading: str, store: Store, root: Path, how: How) -> tu
     from vlbench.runs.work import Options
     from vlbench.studies.plan import expected_seconds
 
-    runner, where = None, Options(str(store.root), str(root))
+    runner, packs, where = None, "", Options(str(store.root), str(root))
     if plan.todo and not how.dry_run and not how.collect:
         runner = options.executor(how.executor, jobs=how.jobs, device=how.device, options=where)
+        where, packs = options.packed(where, runner, [cell.fit for cell in plan.todo])
     workers = runner.slots if runner else options.slots(how.jobs, ["cpu"])
-    show_plan(plan, workers=workers, expected_s=expected_seconds(plan, store), heading=heading)
+    show_plan(plan, workers=workers, expected_s=expected_seconds(plan, store), heading=heading, packs=packs)
     if how.dry_run:
         if how.as_json:
             print_json(plan.as_json())

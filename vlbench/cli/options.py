@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -11,6 +12,7 @@ from vlbench.errors import CardError, EnvironmentProblem
 from vlbench.registry import Scalar
 
 if TYPE_CHECKING:
+    from vlbench.runs.cells import Fit
     from vlbench.runs.executors import Executor
     from vlbench.runs.work import Options
 
@@ -46,6 +48,15 @@ def _keep(context: click.Context, option: click.Parameter, value: object) -> obj
     return value
 
 
+def _keep_pack(context: click.Context, option: click.Parameter, value: str | None) -> object:
+    """Keep ``--pack`` as a number, None for auto."""
+    if value in (None, "auto"):
+        return _keep(context, option, None)
+    if not (value and value.isdigit() and int(value) > 0):
+        raise click.BadParameter(f"{value!r} is neither auto nor a number from 1 on.", context, option)
+    return _keep(context, option, int(value))
+
+
 def how(command: F) -> F:
     """Device, precision, workers and where they are. ``executor`` reads what a command is not told."""
     for option in (
@@ -75,6 +86,14 @@ def how(command: F) -> F:
             expose_value=False,
             callback=_keep,
             help="Cells at once on each GPU; each keeps to its part of the memory. [default: 1]",
+        ),
+        click.option(
+            "--pack",
+            metavar="auto|N",
+            expose_value=False,
+            callback=_keep_pack,
+            help="Fits that are trained as one computation, at most; they need --set train.padding=split. auto: off on "
+            "a CPU, measured on a GPU. [default: auto]",
         ),
         click.option("--jobs", type=click.IntRange(min=1), help="Cells at once. [default: one per core or GPU]"),
         click.option(
@@ -178,6 +197,30 @@ def executor(name: str, *, jobs: int | None, device: str, options: Options) -> E
     if (why := made.check(options)) is not None:
         raise EnvironmentProblem(why, where=f"--executor {name}")
     return made
+
+
+def packed(options: Options, runner: Executor, fits: Sequence[Fit] = ()) -> tuple[Options, str]:
+    """The options with ``--pack`` of the running command, and what a plan says of it. fits: those to be run.
+
+    Raises: CardError if fits were to be packed and none of them can be.
+    """
+    from vlbench.runs.bundles import MOST, why_alone
+
+    context = click.get_current_context(silent=True)
+    asked: int | None = context.meta.get(_PLACE, {}).get("pack") if context else None
+    on_gpus = bool(getattr(runner, "on_gpus", False))
+    if asked == 1:
+        return replace(options, pack=1), "off"
+    if asked is None and not on_gpus:
+        return replace(options, pack=1), "off on a CPU, one single-threaded process per core"
+    reasons = [why_alone(fit) for fit in fits]
+    why = next(iter(reasons), None)
+    if why is not None and None not in reasons:
+        if asked is not None:
+            raise CardError(f"no fit can be packed: {why}", where="--pack")
+        return replace(options, pack=1), f"off; {why}"
+    together = f"up to {asked or MOST} fits as one computation"
+    return replace(options, pack=asked), together if asked else f"{together}, as many as a measurement finds worth it"
 
 
 def _amounts(resources: tuple[str, ...]) -> dict[str, float]:

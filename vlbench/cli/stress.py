@@ -238,11 +238,12 @@ def run_stress(stress: StressPlan, heading: str, store: Store, root: Path, how: 
     from vlbench.studies.stress import failures, look_again
 
     plan = stress.plan
-    runner, where = None, Options(str(store.root), str(root))
+    runner, packs, where = None, "", Options(str(store.root), str(root))
     if (plan.todo or stress.todo) and not how.dry_run and not how.collect:
         runner = options.executor(how.executor, jobs=how.jobs, device=how.device, options=where)
+        where, packs = options.packed(where, runner, [cell.fit for cell in plan.todo])
     workers = runner.slots if runner else options.slots(how.jobs, ["cpu"])
-    show_plan(plan, workers=workers, expected_s=expected_seconds(plan, store), heading=heading)
+    show_plan(plan, workers=workers, expected_s=expected_seconds(plan, store), heading=heading, packs=packs)
     _show_stressors(stress)
     if how.dry_run:
         if how.as_json:

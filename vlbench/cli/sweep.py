@@ -292,6 +292,7 @@ def conduct_sweep(one: Sweep, store: Store, root: Path, how: How) -> dict[str, A
 
     where = Options(str(store.root), str(root))
     runner = options.executor(how.executor, jobs=how.jobs, device=how.device, options=where)
+    where, _ = options.packed(where, runner)
     kind = "cpu" if how.device == "cpu" or (how.device == "auto" and options.devices("auto") == ["cpu"]) else "cuda"
     with interruptible(lambda: _what_is_left(one, store)) as stop:
         news = rounds.conduct(one, store, runner, where, url=how.storage, restart=how.restart, device=kind, stop=stop)
@@ -374,12 +375,13 @@ def _fit_again(one: Sweep, outcome: dict[str, Any], store: Store, root: Path, ho
         _write_sweep(store, one.study, how)
         return 0, {**(study.load(store, one.study) or {}), "comparison": None}
     plan, final = made
-    where, runner = Options(str(store.root), str(root)), None
+    where, packs, runner = Options(str(store.root), str(root)), "", None
     if plan.todo:
         runner = options.executor(how.executor, jobs=how.jobs, device=how.device, options=where)
+        where, packs = options.packed(where, runner, [cell.fit for cell in plan.todo])
     heading = f"winner of {one.study} · {counted(len(plan.seeds), 'fresh seed')}"
     workers = runner.slots if runner else 1
-    show_plan(plan, workers=workers, expected_s=expected_seconds(plan, store), heading=heading)
+    show_plan(plan, workers=workers, expected_s=expected_seconds(plan, store), heading=heading, packs=packs)
     store.save_plan(plan.study, plan.as_json())
     failures = run_plan(plan, store, runner, where) if runner else []
     study.finish(store, one.study, final)

@@ -38,8 +38,9 @@ def print_json(content: Any) -> None:
     click.echo(json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False))
 
 
-def show_plan(plan: Plan, *, workers: int, expected_s: float | None, heading: str) -> None:
-    """Arms with their diffs and sizes, what is cached, what is to be run and about how long."""
+def show_plan(plan: Plan, *, workers: int, expected_s: float | None, heading: str, packs: str = "") -> None:
+    """Arms with their diffs and sizes, what is cached, what is to be run and about how long. packs: see
+    ``options.packed``."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -78,6 +79,8 @@ def show_plan(plan: Plan, *, workers: int, expected_s: float | None, heading: st
         time_left = f"about {duration(expected_s / max(1, min(workers, left)))}"
     noun = "fit" if left == 1 else "fits"
     console.print(Text(f"  {left} {noun} to run with {min(workers, left)} at once, {time_left}"))
+    if packs:
+        console.print(Text(f"  packs: {packs}"))
 
 
 def watch(

@@ -1,8 +1,9 @@
 """Running a plan: what is missing goes to an executor, and the store is asked again until nothing is left to do.
 
 ``drive`` runs packs of any kind and is the one place that decides what is run again: a pack whose worker died goes on
-from its checkpoint, and one that ran out of memory beside others gets its device to itself. ``conduct`` runs a plan's
-cells with it and tells what happens.
+from its checkpoint, and one that ran out of memory beside others gets its device to itself. Packs whose fits can be
+trained as one computation go to one worker at once, where that was asked for; each is still judged by itself.
+``conduct`` runs a plan's cells with it and tells what happens.
 """
 
 from __future__ import annotations
@@ -12,10 +13,11 @@ import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from vlbench.errors import EnvironmentProblem
+from vlbench.runs.bundles import bundles
 from vlbench.runs.executors import Executor, Finished, Pack
 from vlbench.runs.store import Store
 from vlbench.runs.work import Options
@@ -105,6 +107,9 @@ def drive(
     without an epoch in between its cell is recorded as failed. A cell that ran out of memory on a shared device is run
     once more with the device to itself. Closing the iterator stops the workers.
 
+    ``options.pack`` says how many packs a worker is given at once, to train their fits together. A worker that died of
+    them is given the same again, and one after another the last time.
+
     Raises: KeyboardInterrupt when it was asked to stop and something is left.
     """
     work = _Work(packs, store, arrived)
@@ -122,16 +127,40 @@ def drive(
             yield None
             continue
         crowded = [pack for pack in ready if not pack.alone]
-        feed = _Feed(crowded or ready, stop)  # those that need a device to themselves come when the others have ended
+        ready = crowded or ready  # those that need a device to themselves come when the others have ended
+        slots = executor.slots if options.pack is None else 1
+        feed = _Feed([_bundle(packs) for packs in bundles(ready, options.pack, slots)], stop)
         with contextlib.closing(executor.run(feed, options)) as endings:
             for finished in endings:
                 if finished is None:
                     yield None
                     continue
-                step = work.judge(finished)
-                if step is not None and step.again is not None and not work.left[step.pack.cells].alone:
-                    feed.append(step.pack)
-                yield step
+                steps = [work.judge(one) for one in _each(finished, work.left)]
+                again = [work.left[step.pack.cells] for step in steps if step is not None and step.again is not None]
+                again = [pack for pack in again if not pack.alone]
+                for packs in bundles([pack for pack in again if not work.is_last_try(pack)], options.pack, slots):
+                    feed.append(_bundle(packs))
+                for pack in again:
+                    if work.is_last_try(pack):
+                        feed.append(pack)
+                yield from steps
+
+
+def _bundle(packs: Sequence[Pack]) -> Pack:
+    """Packs as one, for one worker."""
+    if len(packs) == 1:
+        return packs[0]
+    return Pack(
+        tuple(cell for pack in packs for cell in pack.cells), tuple(spec for pack in packs for spec in pack.specs)
+    )
+
+
+def _each(finished: Finished, packs: Mapping[tuple[str, ...], Pack]) -> list[Finished]:
+    """The same of every pack that a worker was given at once. packs: those that are not settled, by their cells."""
+    given = finished.pack.cells
+    if given in packs:
+        return [finished]
+    return [replace(finished, pack=pack) for pack in packs.values() if set(pack.cells) <= set(given)]
 
 
 class _Feed:
@@ -206,6 +235,10 @@ class _Work:
         count = 1 if reached > before else count + 1
         self.deaths[pack.cells] = (count, max(reached, before))
         return count
+
+    def is_last_try(self, pack: Pack) -> bool:
+        """Whether it counts as failed if its worker dies once more."""
+        return self.deaths.get(pack.cells, (0, 0))[0] >= RETRIES
 
     def _failed_at(self, cell: str) -> int:
         try:

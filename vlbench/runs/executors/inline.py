@@ -17,6 +17,11 @@ class InlineExecutor:
     def __init__(self, *, jobs: int, devices: Sequence[str]) -> None:
         self.device = devices[0]
 
+    @property
+    def on_gpus(self) -> bool:
+        """Whether cells run on a GPU."""
+        return self.device != "cpu"
+
     def check(self, options: Options) -> str | None:
         """It works wherever Python does."""
         return None

@@ -35,6 +35,11 @@ class LocalExecutor:
     def __init__(self, *, jobs: int, devices: Sequence[str]) -> None:
         self.slots, self.devices = jobs, list(devices)
 
+    @property
+    def on_gpus(self) -> bool:
+        """Whether cells run on GPUs."""
+        return self.devices != ["cpu"]
+
     def check(self, options: Options) -> str | None:
         """It works wherever processes can be started."""
         return None

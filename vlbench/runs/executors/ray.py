@@ -92,6 +92,11 @@ class RayExecutor:
         room += [math.floor(have.get(name, 0.0) / amount) for name, amount in self.resources.items()]
         return max(1, min(room if self.jobs is None else [*room, self.jobs]))
 
+    @property
+    def on_gpus(self) -> bool:
+        """Whether cells run on GPUs."""
+        return self._on_gpus(self._connected().cluster_resources())
+
     def _connected(self) -> Any:
         """Ray, connected. Raises EnvironmentProblem if the address does not answer."""
         if self._ray is not None:
