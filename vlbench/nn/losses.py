@@ -50,7 +50,8 @@ class Matches:
 
     def foreground(self, anchors: int) -> Bool[Tensor, "K B {anchors}"]:
         """Which anchors are matched."""
-        return (functional.one_hot(self.anchor, anchors).bool() & self.mask[..., None]).any(2)
+        places = torch.arange(anchors, device=self.anchor.device)
+        return ((self.anchor[..., None] == places) & self.mask[..., None]).any(2)
 
     def mean(self, values: Float[Tensor, "K B N"]) -> Float[Tensor, " K"]:
         """Mean over the matched pairs of the batch, for every layer; 0 where there are none."""

@@ -59,6 +59,15 @@ def loss_function(model: nn.Module, criterion: Criterion, precision: str) -> Los
     return loss_of
 
 
+def machine_code(loss_of: LossOf) -> LossOf:
+    """The same, compiled at its first call, and again for every other shape and precision."""
+    import torch._dynamo
+
+    torch._dynamo.config.allow_rnn = True  # the one recurrence here brings an operation that is not looked into
+    compiled: LossOf = torch.compile(loss_of, dynamic=False, fullgraph=True)
+    return compiled
+
+
 class Places:
     """Where a model drops something, and how many random bits a pass takes. Counted once for every shape of inputs."""
 
@@ -233,7 +242,7 @@ class WholeStepper(Stepper):
         self.plain_loss_of = loss_function(self.model, self.criterion, self.recipe.precision)
         self.loss_of: LossOf = self.plain_loss_of
         if compiled:
-            self.loss_of = torch.compile(self.plain_loss_of, dynamic=False, fullgraph=True)
+            self.loss_of = machine_code(self.plain_loss_of)
         self.now = torch.zeros((), device=self.device)  # the epoch
 
     def begin(self) -> None:
@@ -414,13 +423,19 @@ def make_stepper(
     """
     given = (model, criterion, optimizer, recipe, device)
     full = min(recipe.batch_size, queries)
+    way = way_of(recipe, device.type, compiled=compiled, watched=watched)
+    if way == "recorded":
+        return RecordedStepper(*given, full=full, compiled=compiled, recorder=CudaGraphs(device))
+    return WholeStepper(*given, full=full, compiled=True) if way == "compiled" else Stepper(*given)
+
+
+def way_of(recipe: Recipe, device: str, *, compiled: bool, watched: bool) -> str:
+    """``place by place``, ``compiled`` or ``recorded``. device: its type. Raises as ``make_stepper``."""
     if compiled:
         compilable(recipe, watched)
-    if watched or recipe.padding != "split":
-        return Stepper(*given)
-    if device.type == "cuda":
-        return RecordedStepper(*given, full=full, compiled=compiled, recorder=CudaGraphs(device))
-    return WholeStepper(*given, full=full, compiled=True) if compiled else Stepper(*given)
+    if device == "cuda" and recipe.padding == "split" and not watched:
+        return "recorded"
+    return "compiled" if compiled else "place by place"
 
 
 def compilable(recipe: Recipe, watched: bool = False) -> None:
