@@ -63,7 +63,7 @@ RUNNABLE = [
     line
     for line in examples()
     if re.match(
-        r"vlbench (list|show|doctor|ablate|train|runs list|runs ledger|runs prune --weights --dry-run|data list)", line
+        r"vlbench (list|show|doctor|ablate|train|runs list|runs ledger|runs prune --weights --dry-run|data list|profile)", line
     )
 ]
 

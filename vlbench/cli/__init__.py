@@ -20,6 +20,7 @@ _COMMANDS = {
     "check": "vlbench.cli.check:check",
     "selftest": "vlbench.cli.selftest:selftest",
     "data": "vlbench.cli.data:data",
+    "profile": "vlbench.cli.profile:profile",
     "train": "vlbench.cli.train:train",
     "ablate": "vlbench.cli.ablate:ablate",
     "sweep": "vlbench.cli.sweep:sweep",
