@@ -177,7 +177,7 @@ def one_fit_on_gpu(bench: Bench) -> Found:
     _needs_gpu()
     given = Bench(bench.folder, bench.rounds, {**bench.given, "device": "cuda"}, bench.before)
     with given.sides(edits=ONE_SHAPE) as (slow, fast):
-        _warm(slow, fast, "epoch")
+        _warm(slow, fast, "epoch", GPU_EPOCHS)  # the first steps are carried out one by one, then recorded
         return Found(_turns(given, slow, fast, "epoch", count=GPU_EPOCHS))
 
 
@@ -199,7 +199,7 @@ def _pack_on_gpu(bench: Bench, precision: str) -> Found:
 def _pack(bench: Bench, more: Mapping[str, Any]) -> Found:
     with bench.side("vlbench", **more) as side:
         for what in ("alone", "packed"):
-            side.ask(what)
+            side.ask(what, GPU_EPOCHS)
         return Found(take_turns(lambda: _ask(side, "alone"), lambda: _ask(side, "packed"), bench.rounds, "pack"))
 
 
@@ -251,9 +251,9 @@ def _ask(side: Side, what: str, count: int = 1) -> Times:
     return {"cpu": found["cpu"], "wall": found["wall"]}
 
 
-def _warm(slow: Side, fast: Side, what: str) -> None:
+def _warm(slow: Side, fast: Side, what: str, count: int = 1) -> None:
     for side in (slow, fast):
-        side.ask(what, 1)
+        side.ask(what, count)
 
 
 def _turns(bench: Bench, slow: Side, fast: Side, what: str, count: int = 1) -> dict[str, Any]:

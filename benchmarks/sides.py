@@ -282,7 +282,8 @@ class VlbenchSide(Common):
         """An epoch of the same five seeds as one computation."""
         from vlbench.train.pack import Stack
 
-        stack, numbers = Stack([self.course(seed) for seed in range(1, 6)], self.device), count()
+        fits = [self.course(seed) for seed in range(1, 6)]
+        stack, numbers = Stack(fits, self.device, now=fits), count()
         return lambda: [found and found["total"] for found in stack.epoch(next(numbers))]
 
     def evaluation(self) -> Measure:

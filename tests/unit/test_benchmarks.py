@@ -40,6 +40,7 @@ import sides  # noqa: E402
 import startup  # noqa: E402
 import turns  # noqa: E402
 
+NO_DROPOUT = {"model.projection.dropout": 0.0, "model.refinement.dropout": 0.0}
 VIDEO, TEXT = {"slowfast": 20, "clip": 10, "blip2": 12}, {"clip": 8, "blip2": 6}
 
 
@@ -258,6 +259,24 @@ def test_a_side_can_be_asked_again(both: dict[str, Any], name: str, what: str) -
 def test_loaded_bits_are_equal(both: dict[str, Any]) -> None:
     first, second = (both[name]("loaded") for name in ("plain", "vlbench"))
     assert [first() for _ in range(3)] == [second() for _ in range(3)]
+
+
+def test_a_side_can_be_told_to_compile(folder: Path) -> None:
+    edits = {"train.precision": "bf16", **rows.ONE_SHAPE}
+    side = sides.VlbenchSide(sides.Given(folder=str(folder), batch_size=4, edits=edits, compile=True))
+    assert side.stepper.how == "compiled"
+    assert side.fit.recipe.precision == "bf16"
+    longest = max(row["duration"] // 2 for row in made_up.annotations(17, 3)[:11])
+    assert {batch.clips.shape[1] for batch in side.batches} == {longest}
+
+
+def test_a_pack_trains_what_its_members_train_alone(folder: Path) -> None:
+    more = {"variant": "videolights_quick", "edits": {**rows.ONE_SHAPE, "model.dropout": 0.0, **NO_DROPOUT}}
+    find_measure = sides.measures("vlbench", sides.Given(folder=str(folder), batch_size=4, **more))
+    alone, packed = find_measure("alone"), find_measure("packed")
+    for _ in range(2):
+        assert packed() == pytest.approx(alone(), rel=1e-3)
+    assert len(packed()) == rows.SEEDS
 
 
 def test_the_products_of_a_step_are_counted(both: dict[str, Any]) -> None:
