@@ -15,6 +15,7 @@ is left to whoever called: alone, from its last checkpoint, it shows whether it 
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
@@ -27,7 +28,7 @@ from torch.nn import functional
 
 from vlbench.canon import canonical
 from vlbench.errors import VlbenchError
-from vlbench.nn.dropout import Count, Lanes, draw
+from vlbench.nn.dropout import Count, Lanes
 from vlbench.nn.losses import Criterion, Term
 from vlbench.nn.model import Inputs, Targets
 from vlbench.nn.stacked import members as as_members
@@ -37,9 +38,10 @@ from vlbench.train.batch import to_inputs, to_targets
 from vlbench.train.cost import Meter
 from vlbench.train.loop import Course, FitResult
 from vlbench.train.predict import autocast
+from vlbench.train.step import WARM, CudaGraphs, Places, Recorder
 
 SIZES = (1, 2, 4, 8)  # members at once that a measurement tries
-WARM, TIMED = 2, 5  # steps of a measurement
+TIMED = 5  # steps of a measurement
 WORTH = 0.95  # a larger pack has to take at most this part of the time per member
 
 Stacked = dict[str, Tensor]  # by name, with the members as the first dimension
@@ -121,14 +123,14 @@ def _together(running: dict[str, Course], device: torch.device, until: int | Non
         if stack is None:
             stack = Stack(list(members.values()), device, now=list(behind.values()))
         started, meter = time.perf_counter(), Meter(str(device), next(iter(behind.values())).share)
-        trained = dict(zip(members, stack.epoch(epoch), strict=True))
+        trained, how = dict(zip(members, stack.epoch(epoch), strict=True)), stack.how
         seconds, cost = (time.perf_counter() - started) / len(behind), meter.lap()
         cost = replace(cost, device_seconds=cost.device_seconds / len(behind))
-        stack.hand_back(behind.values())
+        stack.hand_back(list(behind.values()))
         if len(behind) < len(running):
             stack = None  # the rows of those that waited were trained for nothing
         for name, course in behind.items():
-            losses = trained[name]
+            losses, course.how = trained[name], how
             if losses is None:
                 yield ended(name, Left(f"a number is not finite in epoch {epoch + 1}"))
             elif (problem := _own(partial(course.end, epoch, losses, seconds, cost))) is not None:
@@ -209,8 +211,16 @@ class Stack:
     The fits are left as they are until ``hand_back``.
     """
 
-    def __init__(self, courses: Sequence[Course], device: torch.device, *, now: Collection[Course]) -> None:
-        """now: the fits that are to be trained; the others may have done more steps."""
+    def __init__(
+        self,
+        courses: Sequence[Course],
+        device: torch.device,
+        *,
+        now: Collection[Course],
+        recorder: Recorder | None = None,
+    ) -> None:
+        """now: the fits that are to be trained; the others may have done more steps. recorder: None: as the device
+        asks for."""
         self.courses, self.device, self.recipe = list(courses), device, courses[0].recipe
         self.model = courses[0].model  # whose code runs; its own weights are not read
         self.joint = Joint(courses, device)
@@ -227,8 +237,16 @@ class Stack:
             if any(states):
                 counted = [state for course, state in zip(courses, states, strict=True) if state and course in now]
                 self.optimizer.state[stacked] = _moments(states, counted)
+        K, T = self.joint.weights.shape
+        self.sums = torch.zeros(K, T + 1, device=device)  # of the weighted terms, then of the total, in this epoch
+        self.broken = torch.zeros(K, dtype=torch.bool, device=device)
+        self.now, self.rate = torch.zeros((), device=device), torch.zeros((), device=device)  # epoch, learning rate
+        self.places = Places(self.model, self.recipe.precision)
+        if recorder is None and device.type == "cuda":
+            recorder = CudaGraphs(device)
+        self.recorder, self.how = recorder, "eager" if recorder is None else "CUDA graph"
+        self._forms: dict[Any, Form] = {}
         self._untouched: dict[str, Tensor] | None = None
-        self._draws: dict[int, int] = {}  # batch size -> words of random bits that a step takes
 
     def hand_back(self, to: Collection[Course]) -> None:
         """Let the models and optimisers of these fits be views of their rows."""
@@ -250,31 +268,25 @@ class Stack:
 
     def epoch(self, number: int) -> list[dict[str, float] | None]:
         """One pass over every member's queries: the means of its loss terms, or None where a number was not finite."""
-        self._begin(number)
-        K, T = self.joint.weights.shape
-        sums = torch.zeros(K, T + 1, device=self.device)  # the terms, then the total
-        broken = torch.zeros(K, dtype=torch.bool, device=self.device)
-        generators = self._generators(number)
+        generators = self._begin(number)
         steps = 0
         for batches in self._batches(number):
-            values, finite = self._step(batches, generators, number)
-            sums += values
-            broken |= ~finite
+            self._step(batches, generators)
             steps += 1
-        means, lost = (sums / steps).tolist(), broken.tolist()
+        means, lost = (self.sums / steps).tolist(), self.broken.tolist()
         return [
-            None if lost[member] else {"total": row[T], **{name: row[at] for name, at in columns.items()}}
+            None if lost[member] else {"total": row[-1], **{name: row[at] for name, at in columns.items()}}
             for member, (row, columns) in enumerate(zip(means, self.joint.names, strict=True))
         ]
 
     def pace(self, number: int) -> float:
         """Seconds of a step, after some to warm up; what was trained by them is lost with this object."""
-        self._begin(number)
-        generators, batches = self._generators(number), next(self._batches(number))
-        for step in range(WARM + TIMED):
-            if step == WARM:
-                started = self._clock()
-            self._step(batches, generators, number)
+        generators, batches = self._begin(number), next(self._batches(number))
+        for _ in range(WARM + 1):
+            self._step(batches, generators)
+        started = self._clock()
+        for _ in range(TIMED):
+            self._step(batches, generators)
         return (self._clock() - started) / TIMED
 
     def _clock(self) -> float:
@@ -282,27 +294,34 @@ class Stack:
             torch.cuda.synchronize(self.device)
         return time.perf_counter()
 
-    def _begin(self, number: int) -> None:
+    def _begin(self, number: int) -> dict[int, torch.Generator]:
+        """Before the first step of an epoch; returns the source of each seed's dropout bits."""
         for course in self.courses:
             course.begin(number)
             course.model.train()
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.recipe.lr_at(number)
+        rate = self.recipe.lr_at(number)
+        self.rate.fill_(rate)
+        for group in self.optimizer.param_groups:  # a recorded optimiser reads the rate where it lies
+            group["lr"] = rate if self.recorder is None else self.rate
+            group["capturable"] = self.recorder is not None and self.device.type == "cuda"
+        self.now.fill_(number)
+        self.sums.zero_()
+        self.broken.zero_()
+        return {
+            course.seed: torch.Generator(self.device).manual_seed(seed_for(course.seed, "dropout", number))
+            for course in self.courses
+        }
 
     def _batches(self, number: int) -> Iterator[Batches]:
         """The next batch of every member, on the device. Members of one seed and the same labels share theirs."""
-        streams = {}
-        for course in self.courses:
-            key = (course.seed, id(course.training))
-            if key not in streams:
-                streams[key] = course.training.training(
-                    course.seed,
-                    number,
-                    self.recipe.batch_size,
-                    padding=self.recipe.padding,
-                    batching=self.recipe.batching,
-                )
+        recipe = self.recipe
         keys = [(course.seed, id(course.training)) for course in self.courses]
+        streams = {
+            key: course.training.training(
+                course.seed, number, recipe.batch_size, padding=recipe.padding, batching=recipe.batching
+            )
+            for key, course in zip(keys, self.courses, strict=True)
+        }
         for batches in zip(*streams.values(), strict=True):
             given = {
                 key: (to_inputs(batch, self.device), to_targets(batch, self.device))
@@ -310,39 +329,63 @@ class Stack:
             }
             yield [given[key] for key in keys]
 
-    def _generators(self, number: int) -> dict[int, torch.Generator]:
-        """The source of each seed's dropout bits."""
-        return {
-            course.seed: torch.Generator(self.device).manual_seed(seed_for(course.seed, "dropout", number))
-            for course in self.courses
-        }
-
     # --- a step ---
 
-    def _step(self, batches: Batches, generators: Mapping[int, torch.Generator], epoch: int) -> tuple[Tensor, Tensor]:
-        """Train all members by one batch each: their weighted terms and the total, K T+1, and whether all was finite,
-        K. Nothing is read back to the host."""
-        lanes = self._lanes(batches, generators)
-        inputs, targets = _stack([given for given, _ in batches]), _stack([wanted for _, wanted in batches])
+    def _step(self, batches: Batches, generators: Mapping[int, torch.Generator]) -> None:
+        """Train all members by one batch each. Nothing is read back to the host."""
         if self._untouched is None:
             self._untouched = self._find_untouched(batches[0]) if self.joint.mixed else {}
+        words = self._words(batches[0][0], generators)
+        inputs, targets = _stack([given for given, _ in batches]), _stack([wanted for _, wanted in batches])
+        if self.recorder is None:
+            self._work(inputs, targets, words)
+            return
+        shapes = tuple(tensor.shape for tensor in (*inputs.values(), *targets.values()))
+        if shapes not in self._forms:
+            self._forms[shapes] = Form(inputs, targets, words)
+        form = self._forms[shapes]
+        for place, tensor in zip(form.places, (*inputs.values(), *targets.values(), words), strict=True):
+            place.copy_(tensor, non_blocking=True)
+        work = partial(self._work, form.inputs, form.targets, form.words)
+        if form.replay is not None:
+            form.replay()
+        elif form.warmed < WARM:
+            self.recorder.warm(work)
+            form.warmed += 1
+        else:
+            form.replay = self._recorded(work)
+            (form.replay or work)()
+
+    def _recorded(self, work: Callable[[], None]) -> Callable[[], None] | None:
+        assert self.recorder is not None
+        try:
+            return self.recorder.record(work)
+        except RuntimeError as error:
+            why = str(error).splitlines()[0]
+            warnings.warn(f"the pack's step is not recorded as a CUDA graph, it goes on without: {why}", stacklevel=2)
+            self.recorder, self.how = None, f"{self.how} failed: {why}"
+            return None
+
+    def _work(self, inputs: Stacked, targets: Stacked, words: Tensor) -> None:
+        """The whole step, from tensors that stay where they are."""
         joint = self.joint
         with as_members(), AsAWhole():
-            values, finite = vmap(partial(self._member, epoch))(
-                self.parameters, self.buffers, inputs, targets, lanes, joint.weights, joint.own
+            values, finite = vmap(self._member)(
+                self.parameters, self.buffers, inputs, targets, words.view(torch.int16), joint.weights, joint.own
             )
         self.optimizer.zero_grad(set_to_none=True)
         values[:, -1].sum().backward()  # type: ignore[no-untyped-call]
         finite = finite & self._clip().isfinite()
-        kept = {name: self.parameters[name].detach()[rows] for name, rows in self._untouched.items()}
+        untouched = self._untouched or {}
+        kept = {name: self.parameters[name].detach()[rows] for name, rows in untouched.items()}
         self.optimizer.step()
         for name, rows in kept.items():  # a parameter without a gradient does not decay either
-            self.parameters[name].data[self._untouched[name]] = rows
-        return values.detach(), finite
+            self.parameters[name].data[untouched[name]] = rows
+        self.sums += values.detach()
+        self.broken |= ~finite
 
     def _member(
         self,
-        epoch: int,
         parameters: Stacked,
         buffers: Stacked,
         inputs: Stacked,
@@ -351,14 +394,15 @@ class Stack:
         weights: Tensor,
         own: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        """One member's weighted terms and their total, T+1, and whether its spans and its loss are finite."""
+        """One member's weighted terms and their total, T+1, and whether its predictions and its loss are finite."""
         with Lanes(lanes), autocast(self.device, self.recipe.precision):
             outputs = functional_call(self.model, {**parameters, **buffers}, (Inputs(**inputs),))
-        values = self.joint.criterion.values(outputs, Targets(**targets), epoch=epoch)
+        values = self.joint.criterion.values(outputs, Targets(**targets), epoch=self.now)
         terms = torch.stack([value.sum() for value in values.values()])
         terms = torch.where(own, weights * terms, 0.0)
         total = terms.sum()
-        return torch.cat((terms, total[None])), total.isfinite() & outputs.spans_cw.isfinite().all()
+        finite = total.isfinite() & outputs.spans_cw.isfinite().all() & outputs.logits.isfinite().all()
+        return torch.cat((terms, total[None])), finite
 
     def _clip(self) -> Tensor:
         """Scale each member's gradients down to the recipe's norm; returns the norms before, K."""
@@ -370,15 +414,13 @@ class Stack:
             gradient.mul_(scale.view(-1, *[1] * (gradient.dim() - 1)))
         return norm
 
-    def _lanes(self, batches: Batches, generators: Mapping[int, torch.Generator]) -> Tensor:
-        """Every member's random bits for this step, K M, the same as it draws alone."""
-        size = len(batches[0][0].clips)
-        if size not in self._draws:
-            with torch.no_grad(), Count() as count, AsAWhole():
-                self.model(batches[0][0])
-            assert isinstance(count, Count)
-            self._draws[size] = count.draws
-        drawn = {seed: draw(self._draws[size], self.device, source) for seed, source in generators.items()}
+    def _words(self, inputs: Inputs, generators: Mapping[int, torch.Generator]) -> Tensor:
+        """Every member's random bits for this step, K M words of 64, the same as it draws alone."""
+        draws = self.places.of(inputs).draws
+        drawn = {
+            seed: torch.empty(draws, dtype=torch.int64, device=self.device).random_(-(2**63), None, generator=source)
+            for seed, source in generators.items()
+        }
         return torch.stack([drawn[course.seed] for course in self.courses])
 
     # --- members with other losses ---
@@ -403,6 +445,18 @@ class Stack:
     def _is_untouched(self, name: str, member: int) -> bool:
         rows = (self._untouched or {}).get(name)
         return rows is not None and member in rows.tolist()
+
+
+class Form:
+    """Batches of one shape, where a recorded step reads them."""
+
+    def __init__(self, inputs: Stacked, targets: Stacked, words: Tensor) -> None:
+        self.inputs = {name: torch.empty_like(tensor) for name, tensor in inputs.items()}
+        self.targets = {name: torch.empty_like(tensor) for name, tensor in targets.items()}
+        self.words = torch.empty_like(words)
+        self.places = (*self.inputs.values(), *self.targets.values(), self.words)
+        self.warmed = 0
+        self.replay: Callable[[], None] | None = None
 
 
 def _moments(states: Sequence[dict[str, Tensor] | None], counted: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
