@@ -12,6 +12,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vlbench import catalog
-from vlbench.canon import digest_file
 from vlbench.cards.kinds import Claim, Design, Factor, against_baseline
 from vlbench.errors import DataError, PlanError, StoreError
 from vlbench.report.words import counted, listed
@@ -244,7 +244,7 @@ class Frame:
         """The component as its card, the design, the arms or the question spell it, such as FRA for ``fra``; else its
         name.
         """
-        if component == self.component and self.title:
+        if self.title and (component == self.component or self.design is None):
             return self.title
         for factor in self.design.factors if self.design else ():
             if factor.name == component:
@@ -477,7 +477,7 @@ def _arms(
         runs, tables = [], []
         for seed in seeds:
             run = _run(store, cells[seed], seed)
-            table = Scores.read(store, run.score)
+            table = Scores.read(store, run.score, record=run.records["score"])
             if not queries:
                 queries, sources = table.qids, table.sources
             tables.append(table.like(queries, f"{entry['name']}, seed {seed}"))
@@ -528,7 +528,7 @@ def _run(store: Store, cell: Mapping[str, Any], seed: int) -> Run:
         device=None if "device" not in made else "GPU" if str(made["device"]).startswith("cuda") else "CPU",
         device_seconds=None if device_seconds is None else float(device_seconds),
         peak_bytes=None if peak is None else int(peak),
-        curve=curve_of(store, ids["fit"]),
+        curve=_curve_of(store, ids["fit"], records["fit"]),
         select=str(_identity(store, ids["fit"]).get("variant", {}).get("recipe", {}).get("select", "")),
         mode=str(_identity(store, ids["score"]).get("mode", "")),
         warnings=tuple(str(warning) for warning in records["score"].get("warnings", ())),
@@ -548,7 +548,11 @@ def _identity(store: Store, cell_id: str) -> Mapping[str, Any]:
 
 def curve_of(store: Store, fit: str) -> Curve:
     """How a fit went, as far as its events tell."""
-    selected = (store.record(fit) or {}).get("selected_epoch")
+    return _curve_of(store, fit, store.record(fit) or {})
+
+
+def _curve_of(store: Store, fit: str, record: Mapping[str, Any]) -> Curve:
+    selected = record.get("selected_epoch")
     return _curve(store.events(fit), None if selected is None else int(selected) + 1)
 
 
@@ -587,8 +591,15 @@ class Scores:
     path: Path
 
     @classmethod
-    def read(cls, store: Store, score: str, checkpoints: Sequence[str] = CHECKPOINTS) -> Scores:
-        """The table of a finished score cell, which holds these checkpoints at least.
+    def read(
+        cls,
+        store: Store,
+        score: str,
+        checkpoints: Sequence[str] = CHECKPOINTS,
+        *,
+        record: Mapping[str, Any] | None = None,
+    ) -> Scores:
+        """The table of a finished score cell, which holds these checkpoints at least. record: the cell's, where known.
 
         Raises: StoreError if the file is not what its record says.
         """
@@ -597,10 +608,12 @@ class Scores:
 
         path = store.folder(score) / SCORES
         try:
-            digest = (store.record(score) or {}).get("files", {}).get(SCORES)
-            if digest is not None and digest_file(path) != digest:
+            known = (store.record(score) or {}) if record is None else record
+            digest, content = known.get("files", {}).get(SCORES), path.read_bytes()
+            if digest is not None and sha256(content).hexdigest() != digest:
                 raise StoreError("the scores are not those that their record describes", where=path)
-            table = pq.read_table(path)
+            # small files: one thread reads them faster than a pool
+            table = pq.ParquetFile(pa.BufferReader(content)).read(use_threads=False)
             held = {name: table.column(name) for name in table.column_names}
             marks = np.asarray(held["checkpoint"].to_pylist())
             qids = np.asarray(held["qid"].to_pylist())
@@ -622,7 +635,7 @@ class Scores:
             position = {str(qid): row for qid, row in zip(qids[at], at, strict=True)}
             if position.keys() != set(first) or len(at) != len(first):
                 raise DataError(f'the checkpoint "{checkpoint}" was scored on other queries', where=path)
-            order = [position[qid] for qid in first]
+            order = np.array([position[qid] for qid in first])
             values[checkpoint] = {name: column[order] for name, column in numbers.items()}
         # a query without a known source video is a cluster of its own; its label cannot be a video's name
         sources = [str(videos[row]) if videos[row] else f"query {qids[row]}" for row in rows[checkpoints[0]]]
