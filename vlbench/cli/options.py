@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -94,6 +94,15 @@ def how(command: F) -> F:
             callback=_keep_pack,
             help="Fits that are trained as one computation, at most; they need --set train.padding=split. auto: off on "
             "a CPU, measured on a GPU. [default: auto]",
+        ),
+        click.option(
+            "--compile",
+            "compiled",
+            is_flag=True,
+            expose_value=False,
+            callback=_keep,
+            help="Train by machine code made for the model; worth minutes of compiling where fits are long. Needs "
+            "--set train.padding=split and a C++ compiler.",
         ),
         click.option("--jobs", type=click.IntRange(min=1), help="Cells at once. [default: one per core or GPU]"),
         click.option(
@@ -199,15 +208,39 @@ def executor(name: str, *, jobs: int | None, device: str, options: Options) -> E
     return made
 
 
-def packed(options: Options, runner: Executor, fits: Sequence[Fit] = ()) -> tuple[Options, str]:
-    """The options with ``--pack`` of the running command, and what a plan says of it. fits: those to be run.
+def compiled(options: Options, recipes: Iterable[Mapping[str, Scalar]]) -> Options:
+    """The options with ``--compile`` of the running command. recipes: of the fits to be run.
 
-    Raises: CardError if fits were to be packed and none of them can be.
+    Raises: CardError if steps by one of the recipes cannot be compiled, EnvironmentProblem if nothing can be here.
+    """
+    context = click.get_current_context(silent=True)
+    if not (context and context.meta.get(_PLACE, {}).get("compiled")):
+        return options
+    from vlbench.train.recipe import Recipe
+    from vlbench.train.step import compilable, why_no_compiler
+
+    for recipe in recipes:
+        spoiled = Recipe.of(recipe).spoils(0)
+        compilable(Recipe.of(recipe), watched=spoiled is not None and spoiled.on == "handed")
+    if (why := why_no_compiler()) is not None:
+        raise EnvironmentProblem(why, where="--compile", hint="install a C++ compiler such as g++, or name one in CXX")
+    return replace(options, compiled=True)
+
+
+def packed(options: Options, runner: Executor, fits: Sequence[Fit] = ()) -> tuple[Options, str]:
+    """The options with ``--pack`` and ``--compile`` of the running command, and what a plan says of packs.
+
+    fits: those to be run. Raises: CardError if fits were to be packed and none of them can be, and as ``compiled``.
     """
     from vlbench.runs.bundles import MOST, why_alone
 
     context = click.get_current_context(silent=True)
     asked: int | None = context.meta.get(_PLACE, {}).get("pack") if context else None
+    options = compiled(options, [fit.variant.recipe for fit in fits])
+    if options.compiled and asked not in (None, 1):
+        raise CardError("a pack is not compiled", where="--pack", hint="leave out --compile or --pack")
+    if options.compiled:
+        return replace(options, pack=1), "off, each fit is compiled"
     on_gpus = bool(getattr(runner, "on_gpus", False))
     if asked == 1:
         return replace(options, pack=1), "off"

@@ -39,8 +39,9 @@ class Options:
 
     until: fits pause after so many epochs and keep their checkpoint; None: they run to their end. share: the part of a
     GPU's memory that a cell may take, in (0, 1]. pack: how many fits of one form are trained as one computation, at
-    most; None: as many as a measurement on the device finds worth it. work: what a worker calls with specs and options;
-    anything other than ``run_cells`` is for trying out executors.
+    most; None: as many as a measurement on the device finds worth it. compiled: fits that are trained alone are
+    trained by machine code (``train.step``). work: what a worker calls with specs and options; anything other than
+    ``run_cells`` is for trying out executors.
     """
 
     store: str
@@ -49,6 +50,7 @@ class Options:
     until: int | None = None
     share: float = 1.0
     pack: int | None = 1
+    compiled: bool = False
     work: str = "vlbench.runs.work:run_cells"
 
 
@@ -184,6 +186,7 @@ def _run_fit(cell: Fit, folder: Path, options: Options, keep: bool) -> tuple[dic
             until=options.until,
             keep=keep,
             share=options.share,
+            compiled=options.compiled,
         )
     finally:
         events.close()
@@ -217,7 +220,7 @@ def fit_record(
         "files": digests(folder, [*WEIGHTS.values(), EPOCH_SCORES]),
         "weights": {str(epoch): digest for epoch, digest in sorted(result.weights.items())},
     }
-    cost = {"seconds": result.seconds, "wall": wall, "resumed": result.resumed}
+    cost = {"seconds": result.seconds, "wall": wall, "resumed": result.resumed, "step": result.step}
     return record, {**cost, **result.cost.as_json(), "threads": THREADS}
 
 

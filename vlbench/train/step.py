@@ -452,3 +452,14 @@ def compilable(recipe: Recipe, watched: bool = False) -> None:
             where="--compile",
             hint="leave out --compile for this recipe",
         )
+
+
+def why_no_compiler() -> str | None:
+    """Why nothing can be compiled on this machine, or None."""
+    try:
+        from torch._inductor.cpp_builder import get_cpp_compiler
+
+        get_cpp_compiler()
+    except Exception as error:  # whatever it is, it would end every fit after minutes
+        return f"there is no C++ compiler that torch can use: {str(error).splitlines()[0]}"
+    return None
