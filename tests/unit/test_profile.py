@@ -102,7 +102,9 @@ def test_what_fits_are_slowed_by_is_said_apart_from_their_own_work():
 
 # --- what is kept -----------------------------------------------------------------------------------------------------
 
-TIMING = Timing("tiny", "toy", "cpu", "eager", 1, step_s=0.5, evaluation_s=3.0, epoch_s=1.0, queries=100, flops=10)
+TIMING = Timing(
+    "tiny", "toy", "cpu", "eager", 1, step_s=0.5, evaluation_s=3.0, epoch_s=1.0, queries=100, batch=32, flops=10
+)
 
 
 @pytest.fixture

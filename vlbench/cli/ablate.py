@@ -380,14 +380,14 @@ def _conduct(plan: Plan, heading: str, store: Store, root: Path, how: How) -> tu
     """
     from vlbench.cli.view import show_plan
     from vlbench.runs.work import Options
-    from vlbench.studies.plan import expected_seconds
+    from vlbench.studies.plan import expected
 
     runner, packs, where = None, "", Options(str(store.root), str(root))
     if plan.todo and not how.dry_run and not how.collect:
         runner = options.executor(how.executor, jobs=how.jobs, device=how.device, options=where)
         where, packs = options.packed(where, runner, [cell.fit for cell in plan.todo])
     workers = runner.slots if runner else options.slots(how.jobs, ["cpu"])
-    show_plan(plan, workers=workers, expected_s=expected_seconds(plan, store), heading=heading, packs=packs)
+    show_plan(plan, workers=workers, expected=expected(plan, store, how.device), heading=heading, packs=packs)
     if how.dry_run:
         if how.as_json:
             print_json(plan.as_json())
@@ -403,6 +403,7 @@ def run_plan(plan: Plan, store: Store, runner: Executor, where: Options) -> list
     """Run what is missing with progress, publishing along; returns the failures, a line each."""
     from vlbench.cli.view import paces, watch
     from vlbench.studies.conduct import conduct, interruptible, what_is_left
+    from vlbench.studies.plan import expected
     from vlbench.track.mlflow import Publisher, runs_of
 
     publisher = Publisher(store, plan.study, runs_of(plan.as_json()))
@@ -420,7 +421,7 @@ def run_plan(plan: Plan, store: Store, runner: Executor, where: Options) -> list
         moments = conduct(plan, store, runner, where, stop)
         with contextlib.closing(moments):
             told = _noting(moments, running, publisher)
-            failures = watch(told, plan, live, workers=runner.slots, past=paces(plan, store))
+            failures = watch(told, plan, live, workers=runner.slots, past=paces(plan, expected(plan, store)))
     if (problem := publisher.close()) is not None:
         click.echo(f"the tracker was not reached ({problem}); later: vlbench runs publish", err=True)
     return failures

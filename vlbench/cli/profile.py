@@ -145,6 +145,7 @@ def _measured(
             evaluation_s=seconds["evaluation"],
             epoch_s=seconds["checkpoint"] + seconds["logging"],
             queries=found.queries,
+            batch=found.batch_size,
             flops=found.flops,
         ),
     )

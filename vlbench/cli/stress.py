@@ -234,7 +234,7 @@ def run_stress(stress: StressPlan, heading: str, store: Store, root: Path, how: 
     from vlbench.cli.ablate import run_plan
     from vlbench.cli.view import show_plan
     from vlbench.runs.work import Options
-    from vlbench.studies.plan import expected_seconds
+    from vlbench.studies.plan import expected
     from vlbench.studies.stress import failures, look_again
 
     plan = stress.plan
@@ -243,7 +243,7 @@ def run_stress(stress: StressPlan, heading: str, store: Store, root: Path, how: 
         runner = options.executor(how.executor, jobs=how.jobs, device=how.device, options=where)
         where, packs = options.packed(where, runner, [cell.fit for cell in plan.todo])
     workers = runner.slots if runner else options.slots(how.jobs, ["cpu"])
-    show_plan(plan, workers=workers, expected_s=expected_seconds(plan, store), heading=heading, packs=packs)
+    show_plan(plan, workers=workers, expected=expected(plan, store, how.device), heading=heading, packs=packs)
     _show_stressors(stress)
     if how.dry_run:
         if how.as_json:
@@ -353,13 +353,13 @@ def _calibrate(plan: StressPlan, store: Store, root: Path, how: Any) -> int:
     from vlbench.cli.view import PIPE_WIDTH, show_plan
     from vlbench.report.tables import Cell, Column, Table, rich_table
     from vlbench.runs.work import Options
-    from vlbench.studies.plan import expected_seconds
+    from vlbench.studies.plan import expected
     from vlbench.studies.stress import calibrate_on
 
     fits = plan.plan
     where = Options(str(store.root), str(root), device=options.devices(how.device)[0])
     heading = f"calibrate on {fits.arms[0].name} · {fits.dataset} · seed {fits.seeds[0]}"
-    show_plan(fits, workers=1, expected_s=expected_seconds(fits, store), heading=heading)
+    show_plan(fits, workers=1, expected=expected(fits, store, how.device), heading=heading)
     if how.dry_run:
         return 0
     if fits.todo:

@@ -359,7 +359,7 @@ def _fit_again(one: Sweep, outcome: dict[str, Any], store: Store, root: Path, ho
     from vlbench.report.words import counted
     from vlbench.runs.work import Options
     from vlbench.studies import sweep as study
-    from vlbench.studies.plan import expected_seconds
+    from vlbench.studies.plan import expected
 
     if not outcome["front"]:
         raise PlanError(f'no trial of "{one.study}" was complete: there is nothing to fit again')
@@ -381,7 +381,7 @@ def _fit_again(one: Sweep, outcome: dict[str, Any], store: Store, root: Path, ho
         where, packs = options.packed(where, runner, [cell.fit for cell in plan.todo])
     heading = f"winner of {one.study} · {counted(len(plan.seeds), 'fresh seed')}"
     workers = runner.slots if runner else 1
-    show_plan(plan, workers=workers, expected_s=expected_seconds(plan, store), heading=heading, packs=packs)
+    show_plan(plan, workers=workers, expected=expected(plan, store, how.device), heading=heading, packs=packs)
     store.save_plan(plan.study, plan.as_json())
     failures = run_plan(plan, store, runner, where) if runner else []
     study.finish(store, one.study, final)

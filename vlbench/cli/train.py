@@ -49,7 +49,7 @@ def train(
     from vlbench.runs.store import Store
     from vlbench.runs.work import Options
     from vlbench.studies import ablate as study
-    from vlbench.studies.plan import BASELINE, expected_seconds, make_plan
+    from vlbench.studies.plan import BASELINE, expected, make_plan
     from vlbench.workspace import find
 
     workspace = find()
@@ -83,7 +83,7 @@ def train(
         where, _ = options.packed(where, runner)  # one fit is no pack
     workers = runner.slots if runner else options.slots(jobs, ["cpu"])
     heading = f"train {base.name} · {data.name} · seed {seed}"
-    show_plan(plan, workers=workers, expected_s=expected_seconds(plan, store), heading=heading)
+    show_plan(plan, workers=workers, expected=expected(plan, store, device), heading=heading)
     if dry_run:
         return 0
     store.save_plan(plan.study, plan.as_json())

@@ -17,9 +17,8 @@ from vlbench.report.words import count, counted, duration
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from vlbench.runs.store import Store
     from vlbench.studies.conduct import Moment
-    from vlbench.studies.plan import Plan
+    from vlbench.studies.plan import Expected, Plan
 
 
 PIPE_WIDTH = 110  # columns of what goes to a file or a pipe
@@ -38,7 +37,7 @@ def print_json(content: Any) -> None:
     click.echo(json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False))
 
 
-def show_plan(plan: Plan, *, workers: int, expected_s: float | None, heading: str, packs: str = "") -> None:
+def show_plan(plan: Plan, *, workers: int, expected: Expected | None, heading: str, packs: str = "") -> None:
     """Arms with their diffs and sizes, what is cached, what is to be run and about how long. packs: see
     ``options.packed``."""
     from rich.console import Console
@@ -73,10 +72,10 @@ def show_plan(plan: Plan, *, workers: int, expected_s: float | None, heading: st
     if not left:
         console.print(Text("  nothing to run: every cell is in the store"))
         return
-    if expected_s is None:
+    if expected is None:
         time_left = "time unknown until the first one is finished"
     else:
-        time_left = f"about {duration(expected_s / max(1, min(workers, left)))}"
+        time_left = f"about {duration(expected.seconds / max(1, min(workers, left)))} ({expected.source})"
     noun = "fit" if left == 1 else "fits"
     console.print(Text(f"  {left} {noun} to run with {min(workers, left)} at once, {time_left}"))
     if packs:
@@ -113,16 +112,10 @@ def watch(
     return failures
 
 
-def paces(plan: Plan, store: Store) -> dict[str, float]:
-    """Seconds of an epoch by arm, as the plan's finished cells took them; nothing for an arm without any."""
-    from vlbench.status import Status
-
-    found: dict[str, list[float]] = {}
-    for cell in plan.cells:
-        if cell.status is Status.DONE and (made := store.made_by(cell.fit.id)) is not None:
-            epochs = int(str(cell.fit.variant.recipe["epochs"]))
-            found.setdefault(cell.arm, []).append(float(made["seconds"]) / epochs)
-    return {arm: statistics.median(seconds) for arm, seconds in found.items()}
+def paces(plan: Plan, expected: Expected | None) -> dict[str, float]:
+    """Seconds of an epoch by arm, as they are expected; nothing for an arm of which nothing is known."""
+    epochs = {arm.name: int(str(arm.variant.recipe["epochs"])) for arm in plan.arms}
+    return {} if expected is None else {arm: seconds / epochs[arm] for arm, seconds in expected.by_arm.items()}
 
 
 # --- what is known while it runs --------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import os
 import socket
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -20,6 +21,7 @@ from vlbench.files import read_json, write_text
 from vlbench.runs.cells import Fit, variant_identity
 
 FOLDER = "profiles"
+DRIVER = Path("/proc/driver/nvidia/gpus")
 # Of a recipe, what decides how often something is done and not how long it takes once.
 HOW_OFTEN = ("epochs", "lr", "weight_decay", "clip_norm", "lr_drop", "lr_gamma", "eval_every", "select")
 SPOILED = ("corruption", "corruption_level", "corrupted")  # noise on what is learned costs next to nothing
@@ -29,8 +31,8 @@ SPOILED = ("corruption", "corruption_level", "corrupted")  # noise on what is le
 class Timing:
     """One profile. Seconds are of the device: processor time on a CPU, which other work on the machine does not change.
 
-    step_s, evaluation_s, epoch_s: of one step, of one evaluation, of what else comes after an epoch. queries: of an
-    epoch. flops: of training on one query.
+    step_s, evaluation_s, epoch_s: of one step, of one evaluation, of what else comes after an epoch. queries, batch: of
+    an epoch and of a step. flops: of training on one query.
     """
 
     variant: str
@@ -42,7 +44,13 @@ class Timing:
     evaluation_s: float
     epoch_s: float
     queries: int
+    batch: int
     flops: int
+
+    @property
+    def speed(self) -> float:
+        """Operations per second of its steps."""
+        return self.flops * self.batch / self.step_s
 
     def fit_s(self, recipe: Mapping[str, Any]) -> float:
         """Seconds of one fit by a recipe."""
@@ -53,7 +61,13 @@ class Timing:
 
 
 def kind_of(device: str) -> str:
-    """``cpu`` or ``cuda``: devices of one kind in one machine are taken to be equally fast."""
+    """``cpu`` or ``cuda``: devices of one kind in one machine are taken to be equally fast.
+
+    device: as for ``--device``; what ``auto`` will find is told without torch, from what the driver lists.
+    """
+    if device == "auto":
+        hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
+        return "cuda" if DRIVER.is_dir() and not hidden else "cpu"
     return "cuda" if device.startswith("cuda") else "cpu"
 
 

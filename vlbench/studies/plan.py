@@ -14,6 +14,7 @@ from vlbench.corrupt.base import check, training_corruption
 from vlbench.data.base import ROLES, Dataset
 from vlbench.errors import DataError
 from vlbench.files import read_json, write_text
+from vlbench.runs import timing
 from vlbench.runs.cells import DataRef, Fit, Score, score_of, to_spec, variant_identity
 from vlbench.runs.executors import Pack
 from vlbench.runs.store import Store
@@ -57,7 +58,7 @@ class Plan:
     what will be tested. design: of several components. looks: numbers of seeds at which a study that runs until it is
     decided may stop, all declared before the first. title: the component as people write it, where its card says.
     notes: what a reader has to know before any number, such as encoders that the dataset replaced. command: what to
-    type to run or finish it.
+    type to run or finish it. queries: that one epoch of training reads.
     """
 
     study: str
@@ -79,6 +80,7 @@ class Plan:
     design: Design | None = None
     looks: tuple[int, ...] = ()
     title: str = ""
+    queries: int = 0
 
     @property
     def todo(self) -> list[Planned]:
@@ -219,6 +221,7 @@ def make_plan(
         design=design,
         looks=tuple(looks),
         title=title,
+        queries=len(dataset.queries("fit")),
     )
 
 
@@ -293,17 +296,69 @@ def look_again(cell: Planned, store: Store) -> Planned:
     return replace(cell, status=status, reason=reason)
 
 
-def expected_seconds(plan: Plan, store: Store) -> float | None:
-    """The work that is left, in seconds of one process, from the past cells of the same plan; None without any."""
-    per_arm: dict[str, list[float]] = {}
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """What the cells that are left will take. by_arm: seconds of one fit. source: how that is known, in words."""
+
+    seconds: float
+    by_arm: Mapping[str, float]
+    source: str
+
+
+PROFILED = "measured by vlbench profile"
+BY_SPEED = "from FLOPs, at the speed of what was profiled here: rough"
+BY_PEAK = "from FLOPs and the machine's peak: rough"
+TRAINED = 4.5  # operations of training on a query, as a multiple of an inference: backward twice, and the negative pair
+REACHED = 0.25  # of the peak of a matrix product, by models of this field
+
+
+def expected(plan: Plan, store: Store, device: str = "auto") -> Expected | None:
+    """The work that is left, in seconds of one process; None where nothing tells.
+
+    Each arm's own finished fits tell most; then its profile on this machine, then the other arms' fits, then its FLOPs
+    at the speed that anything else was profiled with, or that the machine's matrix products suggest.
+    device: as for ``--device``; finished fits of another kind of device do not count.
+    """
+    past = _past(plan, store, device)
+    known = [second for seconds in past.values() for second in seconds]
+    by_arm: dict[str, float] = {}
+    sources: dict[str, None] = {}
+    for arm in {cell.arm: cell for cell in plan.todo}.values():
+        profiled = timing.find(store.root, arm.fit, device)
+        if arm.arm in past or (profiled is None and known):
+            by_arm[arm.arm] = statistics.median(past.get(arm.arm, known))
+            sources[f"from {len(known)} finished {'fit' if len(known) == 1 else 'fits'}"] = None
+        elif profiled is not None:
+            by_arm[arm.arm] = profiled.fit_s(arm.fit.variant.recipe)
+            sources[PROFILED] = None
+        elif (guess := _guess(plan, arm, store, device)) is not None:
+            by_arm[arm.arm], source = guess
+            sources[source] = None
+        else:
+            return None
+    return Expected(sum(by_arm[cell.arm] for cell in plan.todo), by_arm, "; ".join(sources))
+
+
+def _past(plan: Plan, store: Store, device: str) -> dict[str, list[float]]:
+    """Seconds of the plan's finished fits, by arm."""
+    found: dict[str, list[float]] = {}
     for cell in plan.cells:
-        made = store.made_by(cell.fit.id)
-        if made is not None and cell.status is Status.DONE:
-            per_arm.setdefault(cell.arm, []).append(float(made["seconds"]))
-    known = [second for seconds in per_arm.values() for second in seconds]
-    if not known:
+        made = store.made_by(cell.fit.id) if cell.status is Status.DONE else None
+        if made is not None and (device == "auto" or timing.kind_of(str(made["device"])) == timing.kind_of(device)):
+            found.setdefault(cell.arm, []).append(float(made["seconds"]))
+    return found
+
+
+def _guess(plan: Plan, cell: Planned, store: Store, device: str) -> tuple[float, str] | None:
+    """Seconds of one fit from the model's size alone, and how that was done."""
+    recipe = cell.fit.variant.recipe
+    operations = TRAINED * plan.sizes[cell.arm].flops * plan.queries * int(str(recipe["epochs"]))
+    if not operations:
         return None
-    return sum(statistics.median(per_arm.get(cell.arm, known)) for cell in plan.todo)
+    if speeds := [one.speed for one in timing.all_of(store.root, device)]:
+        return operations / statistics.median(speeds), BY_SPEED
+    peak = timing.peak_of(store.root, device, str(recipe["precision"]))
+    return None if peak is None else (operations / (REACHED * peak), BY_PEAK)
 
 
 def size_of(variant: Variant, dataset: Dataset, store: Store) -> Size:
@@ -322,12 +377,23 @@ def size_of(variant: Variant, dataset: Dataset, store: Store) -> Size:
         model = assemble(variant, clip_width=clip_width, word_width=word_width, seed=0, tasks=dataset.trains)
         flops = flops_per_query(variant, clip_width=clip_width, word_width=word_width, tasks=dataset.trains, **rows)
         known[key] = [parameters_of(model), flops]
+        _note_peak(store)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             write_text(path, canonical(known))
         except OSError:  # a store that cannot be written is reported by the run that needs it
             pass
     return Size(*known[key])
+
+
+def _note_peak(store: Store) -> None:
+    """Keep what matrix products reach on this machine's processors, while torch is at hand."""
+    if timing.peak_of(store.root, "cpu", "fp32") is None:
+        import torch
+
+        from vlbench.train.profile import gemm_peak
+
+        timing.keep_peak(store.root, "cpu", "fp32", gemm_peak(torch.device("cpu"), "fp32"))
 
 
 def _state(store: Store, fit: Fit, score: Score) -> tuple[Status, str]:
