@@ -169,8 +169,10 @@ def ablate(
     families = corrupt or choices.question.ablation.corrupt
     if families:  # what cannot be is said before anything is trained
         from vlbench.cli.stress import stress_arms, stressors_of
+        from vlbench.corrupt.base import LEFT_OUT
 
-        stressors_of(choices.question.arms, families, choices.dataset)
+        _, left_out = stressors_of(choices.question.arms, families, choices.dataset)
+        choices = replace(choices, notes=(*choices.notes, *(note for note in left_out if LEFT_OUT in note)))
     looks = _looks(max_seeds or LOOKS[-1]) if until_decided else ()
     status = 0
     for number in looks or (seeds or choices.question.ablation.seeds,):

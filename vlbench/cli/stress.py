@@ -223,7 +223,7 @@ def stress_arms(plan: Plan, families: Sequence[str], dataset: Any, store: Store,
         margin=plan.margin,
         store=store,
         severities=table,
-        notes=(*plan.notes, *notes),
+        notes=tuple(dict.fromkeys((*plan.notes, *notes))),
     )
     heading = f"stress the arms of {plan.study} · {plan.dataset} · {len(plan.seeds)} seeds · {study.DRAWS} draws"
     return run_stress(found, heading, store, root, how)
@@ -364,6 +364,7 @@ def _calibrate(plan: StressPlan, store: Store, root: Path, how: Any) -> int:
         return 0
     if fits.todo:
         runner = options.executor(how.executor, jobs=how.jobs, device=how.device, options=where)
+        where = options.compiled(where, [cell.fit.variant.recipe for cell in fits.todo])
         if failed := run_plan(fits, store, runner, where):
             click.echo("\n".join(f"failed: {failure}" for failure in failed), err=True)
             return 1

@@ -55,6 +55,8 @@ Numbers = NDArray[np.float64]
 
 INPUTS = ("video", "text", "query")  # what a corruption of inputs can be on
 TRAINING = catalog.spoils_training
+LEFT_OUT = " left out: "  # in a note of a study: between an arm and why a family does not reach it
+NEVER = "is never passed at inference"  # said of a hook, before the reason
 HOOKS = {"saliency_handed": "saliency", "spans_handed": "moments"}  # of a model, and what passes there
 
 
@@ -179,7 +181,7 @@ def unreached(variant: Variant, family: str, hook: str) -> CardError:
     else:
         why = f"its feedback ({use}) hands nothing from one head to the other at inference"
     return CardError(
-        f'{family} does not reach {variant.name}: the hook "{hook}" is never passed at inference; {why}',
+        f'{family} does not reach {variant.name}: the hook "{hook}" {NEVER}; {why}',
         hint=f"feedback that passes it: {', '.join(guides) or 'none'}",
     )
 

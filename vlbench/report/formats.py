@@ -14,6 +14,7 @@ from dataclasses import asdict
 from typing import Any
 
 from vlbench.report import checkpoints, files, words
+from vlbench.report.answer import in_words
 from vlbench.report.compare import ALPHA, LEVEL, Comparison, Mean, Row
 from vlbench.report.frame import ArmFrame, title_of
 from vlbench.report.latex import to_latex as to_latex
@@ -44,6 +45,7 @@ def to_markdown(comparison: Comparison) -> str:
     """The whole report, plain enough to read unrendered."""
     frame = comparison.frame
     parts = [f"# {md(frame.question)}", f"Study `{frame.study}`."]
+    parts += [md(sentence) for sentence in in_words(comparison)]
     parts += [f"**{md(sentence)}**" for sentence in comparison.answers.values()]
     parts += [f"> {md(caution)}" for caution in cautions(comparison)]
     parts += ["## The plan", md_table(arms_table(comparison))]

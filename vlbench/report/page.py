@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import vlbench
 from vlbench.cards.kinds import Claim
 from vlbench.report import figures, lattice, oddities, spread, tables, words
+from vlbench.report.answer import in_words
 from vlbench.report.compare import Comparison, Row, subject
 from vlbench.report.explorer import Explorer
 from vlbench.report.frame import title_of
@@ -89,6 +90,7 @@ def study_page(report: Report, *, index: bool = True) -> str:
         "study.html.j2",
         frame=comparison.frame,
         setting=setting(comparison),
+        said=in_words(comparison),
         answers=answers,
         cautions=cautions(comparison),
         sections=sections,

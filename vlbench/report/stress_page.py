@@ -19,6 +19,7 @@ from urllib.parse import quote
 from vlbench.canon import digest
 from vlbench.errors import PlanError, VlbenchError
 from vlbench.report import figures, files, stress_figures, words
+from vlbench.report.answer import unreached
 from vlbench.report.compare import ALPHA
 from vlbench.report.entries import keep, kept, stamp
 from vlbench.report.formats import md, md_table
@@ -122,7 +123,7 @@ def _tone(gap: Gap) -> str:
 def sentences(judged: Judged) -> list[str]:
     """The answer in whole sentences, a variant and metric each."""
     stress, base = judged.stress, judged.stress.arms[0]
-    found = [one.sentence for one in judged.ignored]
+    found = [*unreached(stress.notes), *(one.sentence for one in judged.ignored)]
     found += [
         f"{answer['subject']} keeps {line.difference} of its {line.metric} ({'; '.join(line.evidence)})."
         for answer in answers(judged)
@@ -505,6 +506,7 @@ def to_html(judged: Judged, plots: Sequence[figures.Plot], beside: Sequence[str]
         study=stress.study,
         question=stress.question,
         setting=setting(stress),
+        said=unreached(stress.notes),
         ignored=[one.sentence for one in judged.ignored],
         answers=answers(judged),
         cautions=cautions(judged),

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal
 
 from vlbench import catalog
 from vlbench.report import checkpoints, words
+from vlbench.report.answer import in_words
 from vlbench.report.compare import Comparison, Row, effect_of, orders, sign, subject
 from vlbench.report.frame import ArmFrame, Frame, Run, title_of
 from vlbench.report.methods import SE_NAMES, advice, cautions, notes, setting
@@ -587,8 +588,13 @@ def terminal(comparison: Comparison) -> RenderableType:
     parts += [Text(words.plain(f"note: {note}")) for note in told[:TOLD]]
     parts += [Text(f"note: {len(told) - TOLD} more in the report")] if len(told) > TOLD else []
     parts += [Text(words.plain(f"Take care. {caution}"), style="yellow") for caution in cautions(comparison)]
+    said = [Text(words.plain(sentence)) for sentence in in_words(comparison)]
     return Group(
-        *parts, Text(), Text(words.plain(frame.question), style="bold"), rich_table(verdicts_table(comparison), None)
+        *parts,
+        Text(),
+        Text(words.plain(frame.question), style="bold"),
+        rich_table(verdicts_table(comparison), None),
+        *said,
     )
 
 

@@ -292,6 +292,7 @@ def to_html(found: Retained, *, index: bool = False) -> str:
         study=found.name,
         question=found.question,
         setting=setting(found),
+        said=[],
         ignored=[],
         answers=answers,
         cautions=[],

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from vlbench import catalog
 from vlbench.cards.kinds import Arm
 from vlbench.cards.resolve import edit
-from vlbench.corrupt.base import TRAINING, Corruption, check, corruption
+from vlbench.corrupt.base import LEFT_OUT, TRAINING, Corruption, check, corruption
 from vlbench.corrupt.severities import LEVELS, Severities
 from vlbench.data.base import ROLES, Dataset
 from vlbench.errors import CardError, suggestion
@@ -251,7 +251,7 @@ def choose(
                 skips[arm.name] = problem
         if skips and (not skip or len(skips) == len(arms)):
             raise next(iter(skips.values()))
-        notes += [f"{name} left out: {problem.what}" for name, problem in skips.items()]
+        notes += [f"{name}{LEFT_OUT}{problem.what}" for name, problem in skips.items()]
         add(family, encoder or None, _role(family), levels, tuple(skips))
         if family == "modality_drop" and not colon:
             _add_encoders(add, arms, levels)
