@@ -6,9 +6,11 @@ in vlbench and keeps its traceback.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
-from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 class VlbenchError(Exception):
@@ -60,6 +62,8 @@ def _rebuild(kind: type[VlbenchError], what: str, where: str | None, hint: str |
 def suggestion(name: str, known: Iterable[str]) -> str:
     """``did you mean "fra"? known: ...`` for a name that was not found; the near miss only if there is one."""
     names = sorted(known)
+    import difflib
+
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     listed = ", ".join(names) if names else "none"
     return (f'did you mean "{near[0]}"? ' if near else "") + f"known: {listed}"

@@ -24,7 +24,6 @@ LIVE_S = 5.0  # between two looks at running fits for the tracker
 
 
 @click.command(
-    short_help="Ask whether a component, loss term or encoder helps.",
     epilog="""\b
 Examples:
   vlbench ablate --component fra --dry-run

@@ -12,7 +12,6 @@ if TYPE_CHECKING:
 
 
 @click.command(
-    short_help="Build and step every card; run numeric fixtures; doubt published numbers.",
     epilog="""\b
 Examples:
   vlbench check

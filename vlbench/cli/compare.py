@@ -15,7 +15,6 @@ from vlbench.cli.view import PIPE_WIDTH
 
 
 @click.command(
-    short_help="Compare anyone's prediction files.",
     epilog="""\b
 Examples:
   vlbench compare qd_detr.jsonl eatr.jsonl --annotations highlight_val_release.jsonl

@@ -22,7 +22,6 @@ TEXT_LETTERS = 70
 
 
 @click.command(
-    short_help="Show what differs between two variants, cells or prediction files.",
     epilog="""\b
 Examples:
   vlbench diff qd_detr videolights

@@ -74,7 +74,6 @@ Check = Callable[[Asked], Iterator[Finding]]
 
 
 @click.command(
-    short_help="Look for what will stop work: packages, devices, data, store.",
     epilog="""\b
 Examples:
   vlbench doctor

@@ -21,7 +21,6 @@ BUSY = 0.85  # of a core; with less, times on the wall are those of a machine th
 
 
 @click.command(
-    short_help="Measure where the time of a fit goes.",
     epilog="""\b
 Examples:
   vlbench profile videolights_quick --steps 3

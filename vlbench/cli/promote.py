@@ -8,7 +8,6 @@ import click
 
 
 @click.command(
-    short_help="Write what a sweep found into the variant's card.",
     epilog="""\b
 Examples:
   vlbench promote sweep-quick-videolights_quick

@@ -21,7 +21,6 @@ NAMED = 20  # differences that are told one by one
 
 
 @click.command(
-    short_help="Render every study in the store: pages, tables, figures.",
     epilog="""\b
 Examples:
   vlbench report --out reports/

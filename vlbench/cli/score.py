@@ -19,7 +19,6 @@ EVALUATORS = ("auto", "moment_detr", "videolights", "univtg", "lighthouse", "umt
 
 
 @click.command(
-    short_help="Score anyone's prediction file.",
     epilog="""\b
 Examples:
   vlbench score hl_val_submission.jsonl --annotations highlight_val_release.jsonl

@@ -14,7 +14,6 @@ if TYPE_CHECKING:
 
 
 @click.command(
-    short_help="Put the statistics to the test on studies of known truth.",
     epilog="""\b
 Examples:
   vlbench selftest

@@ -13,7 +13,6 @@ KINDS = ("variants", "ablations", "components", "losses", "encoders", "datasets"
 
 @click.command(
     "list",
-    short_help="List variants, components, losses, encoders, datasets, metrics and corruptions.",
     epilog="""\b
 Examples:
   vlbench list
@@ -102,7 +101,6 @@ def _variant_line(variant: Any) -> str:
 
 
 @click.command(
-    short_help="Show a resolved card, each line with its origin.",
     epilog="""\b
 Examples:
   vlbench show videolights

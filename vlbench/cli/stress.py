@@ -25,7 +25,6 @@ SAID_S = 10.0  # between two counts where nobody sees a line change
 
 
 @click.command(
-    short_help="Ask how variants degrade when features, queries, labels or heads are spoiled.",
     epilog="""\b
 Examples:
   vlbench stress --variant videolights_quick --dry-run

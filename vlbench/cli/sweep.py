@@ -26,7 +26,6 @@ SHOWN = 10  # trials of the table on the terminal
 
 
 @click.command(
-    short_help="Tune variants: trials under a budget, and the winner fitted again.",
     epilog="""\b
 Examples:
   vlbench sweep --dry-run

@@ -9,7 +9,6 @@ from vlbench.cli.view import print_json
 
 
 @click.command(
-    short_help="Train one variant with one seed and score it.",
     epilog="""\b
 Examples:
   vlbench train videolights_quick
