@@ -3,6 +3,7 @@ recorded looks at no value. What a GPU records is stood for by a recorder that s
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -248,3 +249,118 @@ def test_a_compiled_step_is_given_full_batches_alone(monkeypatch, place_by_place
     assert made.how == "compiled"
     assert_alike(trained(made), place_by_place)
     assert shapes == [35] * 4
+
+
+# --- bfloat16 ---------------------------------------------------------------------------------------------------------
+
+
+def test_in_bf16_saliency_matcher_and_losses_are_in_float32(monkeypatch):
+    chosen = variant(train__precision="bf16")
+    made = stepper("place by place", chosen)
+    seen = {}
+    match = made.criterion.matcher
+
+    def matcher(spans_cw, logits, targets_cw, mask):
+        seen["matcher"] = {spans_cw.dtype, logits.dtype, match.costs(spans_cw, logits, targets_cw).dtype}
+        return match(spans_cw, logits, targets_cw, mask)
+
+    monkeypatch.setattr(made.criterion, "matcher", matcher)
+    batch = next(split().training(3, 0, 35, padding="split"))
+    inputs, targets = to_inputs(batch, CPU), to_targets(batch, CPU)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        outputs = made.model.train()(inputs)
+        losses = made.criterion(outputs, targets, epoch=0)
+    assert outputs.logits.dtype == outputs.words.dtype == torch.bfloat16  # so it is really in use
+    for name in ("spans_cw", "saliency", "saliency_negative", "saliency_feedback"):
+        assert getattr(outputs, name).dtype == torch.float32, name
+    assert seen["matcher"] == {torch.float32}
+    assert {value.dtype for value in (losses.total, *losses.terms.values())} == {torch.float32}
+    losses.total.backward()
+    for name, parameter in made.model.named_parameters():
+        assert parameter.grad is None or parameter.grad.dtype == torch.float32, name
+
+
+def test_in_bf16_no_dropout_is_torchs(monkeypatch):
+    def refuse(*_, **__):
+        raise AssertionError("torch draws one number for every element")
+
+    monkeypatch.setattr(torch.nn.functional, "dropout", refuse)
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", refuse)
+    losses, _ = trained(stepper("place by place", variant(train__precision="bf16")))
+    assert all(value == value for value in losses.values())
+
+
+def test_bf16_masks_are_part_of_an_identity(monkeypatch):
+    from vlbench.runs import cells
+
+    plain, half = (cells.variant_identity(variant(train__precision=name)) for name in ("fp32", "bf16"))
+    monkeypatch.setattr(cells, "BF16_MASKS", cells.BF16_MASKS + 1)
+    assert cells.variant_identity(variant(train__precision="fp32")) == plain
+    assert cells.variant_identity(variant(train__precision="bf16")) != half
+
+
+# --- the option -------------------------------------------------------------------------------------------------------
+
+TINY = [
+    f"--set={key}={value}"
+    for key, value in {
+        "model.width": 16,
+        "model.attention_heads": 2,
+        "model.feedforward": 16,
+        "train.epochs": 1,
+        "train.batch_size": 100,
+    }.items()
+]
+
+
+def said(capsys, *words):
+    from vlbench.cli import main
+
+    with pytest.raises(SystemExit) as leaving:
+        main(list(words))
+    out, err = capsys.readouterr()
+    return leaving.value.code, out, err
+
+
+def test_what_compiling_needs_is_said_before_anything_is_trained(workspace, capsys, monkeypatch):
+    words = ["train", "videolights_quick", "--compile", "--device", "cpu", "--executor", "inline"]
+    code, _, err = said(capsys, *words)
+    assert code == 2 and "--compile: steps are compiled for batches of one shape" in err
+    assert "add --set train.padding=split" in err
+    monkeypatch.setenv("CXX", "/nowhere/g++")
+    monkeypatch.setattr("vlbench.train.step.why_no_compiler", lambda: "there is no C++ compiler")
+    code, _, err = said(capsys, *words, "--set", "train.padding=split")
+    assert code == 2 and "there is no C++ compiler" in err and "g++" in err
+    monkeypatch.setattr("vlbench.train.step.why_no_compiler", lambda: None)
+    code, _, err = said(capsys, *words, "--set", "train.padding=split", "--pack", "2")
+    assert code == 2 and "a pack is not compiled" in err
+    assert not list((workspace / ".vlbench").glob("cells/*/*/events.jsonl"))
+
+
+def test_how_steps_were_carried_out_is_recorded_beside_the_result(workspace, capsys, monkeypatch):
+    monkeypatch.setattr(step_module, "machine_code", lambda loss_of: loss_of)
+    words = ["train", "videolights_quick", "--device", "cpu", "--executor", "inline", *TINY]
+    words += ["--set", "train.padding=split"]
+    said(capsys, *words, "--compile")
+    (told,) = [
+        json.loads(path.read_text())
+        for path in workspace.glob(".vlbench/cells/*/*/made_by.json")
+        if "step" in path.read_text()
+    ]
+    assert told["step"] == "compiled"
+    before = len(list(workspace.glob(".vlbench/cells/*/*/record.json")))
+    said(capsys, *words)  # the same cell: how it was trained is no part of it
+    assert len(list(workspace.glob(".vlbench/cells/*/*/record.json"))) == before == 2
+
+
+# --- the real compiler ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(step_module.why_no_compiler() is not None, reason="needs a C++ compiler")
+def test_compiled_steps_train_alike(place_by_place):
+    chosen = variant()
+    recipe, model = Recipe.of(chosen.recipe), build(chosen, split(), seed=3)
+    criterion = Criterion.of(chosen, split().dataset.trains)
+    made = make_stepper(model, criterion, make_optimizer(model, recipe), recipe, CPU, queries=150, compiled=True)
+    assert_alike(trained(made), place_by_place)

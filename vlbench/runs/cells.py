@@ -22,6 +22,7 @@ from vlbench.corrupt.base import Corruption, training_corruption
 
 FORMAT = 1
 ID_LENGTH = 12  # hex digits: 48 bits name the folder; the full digest stands in the spec
+BF16_MASKS = 2  # raised when fits in bf16 drop other elements than before; version 1 left the choice to torch
 CHECKPOINTS = ("selected", "last")  # those that have weights and predictions; the reporting split chose neither
 SCORED = (*CHECKPOINTS, "crossfit", "best")  # all rows of a score: the reporting split itself chose the latter two
 
@@ -119,6 +120,8 @@ def _recipe_identity(recipe: Mapping[str, Any]) -> dict[str, Any]:
     told = {key: value for key, value in recipe.items() if key not in catalog.recipe_later}
     implied = _later()
     told |= {key: recipe[key] for key in ("padding", "batching") if recipe.get(key, implied[key]) != implied[key]}
+    if recipe.get("precision") == "bf16":
+        told["masks"] = BF16_MASKS
     spoiled = training_corruption(recipe, draw=0)
     if spoiled is None:
         return told
