@@ -1,6 +1,7 @@
 """Protects what a stress study says: areas by hand, the protocol's two statements, ignored queries, holes, files."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -176,3 +177,18 @@ def test_the_report_command_renders_stress_studies_and_keeps_their_lines(tmp_pat
     assert 'href="stress-toy/index.html"' in index and "keeps" in index
     first = stress_page.entries(store, tmp_path / "out")
     assert stress_page.entries(store, tmp_path / "out") == first  # as it was kept
+
+
+def test_what_is_read_before_the_noise_is_the_same_and_says_why(tmp_path):
+    """Noise on a handed saliency moves moments alone: no flat curve of highlights, and no test of it."""
+    stressors = [("head_noise", None, (1, 2, 3, 4, 5), "family")]
+    store = build(tmp_path / "store", {"a": 0.5, "b": 0.4}, falling, stressors=stressors)
+    found = read(store, "stress-toy")
+    hit = {place: {**scores, "hd-map": found.clean[place[0]]["hd-map"] + 1e-16} for place, scores in found.hit.items()}
+    judged = judge(replace(found, hit=hit))
+    (first, *rest) = stress_page.sentences(judged)
+    assert first == "HD-mAP is the same under head noise, because it is read before the place where that acts."
+    assert rest and not any("HD-mAP" in sentence for sentence in rest)
+    assert any("MR-mAP" in sentence for sentence in rest)
+    assert all("HD-mAP" not in line.metric for answer in stress_page.answers(judged) for line in answer["lines"])
+    assert "read before the place" not in " ".join(stress_page.sentences(judge(found)))

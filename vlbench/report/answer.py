@@ -89,7 +89,7 @@ def _effect(row: Row, margin: float) -> str:
         return f"changes nothing beyond ±{margin:g} points ({evidence})"
     told = {"helps": "gains", "hurts": "costs"}.get(row.verdict.word)
     if told is None or row.contrast.constant:
-        return f"makes no difference that could be seen ({evidence})"
+        return f"is unresolved ({evidence})"
     return f"{told} {words.points(abs(row.points))} points ({evidence})"
 
 
@@ -106,9 +106,10 @@ def _dependence(row: Row, first: str, second: str, margin: float) -> str:
 
 
 def _evidence(row: Row, sign: int) -> str:
-    """``+2.10, 95% interval +0.40 to +3.80``; of one seed, that it is about these weights."""
+    """``+2.10, 95% interval +0.40 to +3.80, adjusted p = 0.01``; of one seed, that it is about these weights."""
     if row.contrast.constant:
         return "nothing varies"
     low, high = sorted((sign * row.low, sign * row.high))
     scope = "" if row.contrast.about_method else ", these checkpoints only"
-    return f"{words.signed(sign * row.points)}, {100 * LEVEL:g}% interval {words.interval(low, high)}{scope}"
+    p = words.p_equals(row.p_adjusted, "adjusted p")
+    return f"{words.signed(sign * row.points)}, {100 * LEVEL:g}% interval {words.interval(low, high)}, {p}{scope}"

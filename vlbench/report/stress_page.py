@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
+import numpy as np
+
 from vlbench.canon import digest
 from vlbench.errors import PlanError, VlbenchError
 from vlbench.report import figures, files, stress_figures, words
@@ -35,6 +37,7 @@ from vlbench.stats.design import PHRASES
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+SAME = 1e-12  # what the mean over draws of one and the same score may be off by
 FORMAT = 1  # of results.json, raised when a key changes its meaning
 
 
@@ -65,6 +68,7 @@ def answers(judged: Judged) -> list[dict[str, Any]]:
             line
             for metric in stress.primary
             for key in keys
+            if key == OVERALL or not _behind(judged, key, metric)
             if (line := _kept_line(judged, subject.name, key, metric)) is not None
         ]
         if lines:
@@ -78,6 +82,35 @@ def answers(judged: Judged) -> list[dict[str, Any]]:
             of = "over all families" if stress.families else "family by family"
             found.append({"subject": f"{arm} against {base}", "changed": of, "lines": lines})
     return found
+
+
+def said_first(judged: Judged) -> list[str]:
+    """What noise cannot change, for reasons that need no test: arms that it does not reach, and metrics that are read
+    before the place where it sits.
+    """
+    found = unreached(judged.stress.notes)
+    for metric in judged.stress.primary:
+        keys = [label(one.key) for one in judged.stress.stressors if _behind(judged, one.key, metric)]
+        if keys:
+            found.append(
+                f"{title_of(metric)} is the same under {words.listed(keys)}, because it is read before the place where "
+                "that acts."
+            )
+    return found
+
+
+def _behind(judged: Judged, key: str, metric: str) -> bool:
+    """Whether a stressor of a head acts behind what a metric reads: no score of any arm, run or query is moved."""
+    stress = judged.stress
+    if stress.stressor(key).on != "head":
+        return False
+    pairs = [
+        (stress.scores(metric, arm), stress.scores(metric, arm, key, level))
+        for arm in stress.arms
+        for level in stress.stressor(key).levels
+        if stress.has(arm, key)
+    ]
+    return bool(pairs) and all(np.abs(clean - spoiled).max() < SAME for clean, spoiled in pairs)
 
 
 def _kept_line(judged: Judged, arm: str, key: str, metric: str) -> Line | None:
@@ -97,7 +130,11 @@ def _kept_line(judged: Judged, arm: str, key: str, metric: str) -> Line | None:
 def headline_gaps(judged: Judged, arm: str) -> list[Gap]:
     """What a variant is judged by: all families at once where there are any that all variants share, else each."""
     wanted = [OVERALL] if judged.stress.families else [one.key for one in judged.stress.stressors]
-    return [gap for gap in judged.gaps if gap.arm == arm and gap.key in wanted]
+    return [
+        gap
+        for gap in judged.gaps
+        if gap.arm == arm and gap.key in wanted and (gap.key == OVERALL or not _behind(judged, gap.key, gap.metric))
+    ]
 
 
 def _gap_line(gap: Gap) -> Line:
@@ -123,7 +160,7 @@ def _tone(gap: Gap) -> str:
 def sentences(judged: Judged) -> list[str]:
     """The answer in whole sentences, a variant and metric each."""
     stress, base = judged.stress, judged.stress.arms[0]
-    found = [*unreached(stress.notes), *(one.sentence for one in judged.ignored)]
+    found = [*said_first(judged), *(one.sentence for one in judged.ignored)]
     found += [
         f"{answer['subject']} keeps {line.difference} of its {line.metric} ({'; '.join(line.evidence)})."
         for answer in answers(judged)
@@ -506,7 +543,7 @@ def to_html(judged: Judged, plots: Sequence[figures.Plot], beside: Sequence[str]
         study=stress.study,
         question=stress.question,
         setting=setting(stress),
-        said=unreached(stress.notes),
+        said=said_first(judged),
         ignored=[one.sentence for one in judged.ignored],
         answers=answers(judged),
         cautions=cautions(judged),
