@@ -291,7 +291,7 @@ def conduct_sweep(one: Sweep, store: Store, root: Path, how: How) -> dict[str, A
 
     where = Options(str(store.root), str(root))
     runner = options.executor(how.executor, jobs=how.jobs, device=how.device, options=where)
-    where, _ = options.packed(where, runner)
+    where, _ = options.packed(options.compiled(where, [one.base.recipe]), runner)
     kind = "cpu" if how.device == "cpu" or (how.device == "auto" and options.devices("auto") == ["cpu"]) else "cuda"
     with interruptible(lambda: _what_is_left(one, store)) as stop:
         news = rounds.conduct(one, store, runner, where, url=how.storage, restart=how.restart, device=kind, stop=stop)

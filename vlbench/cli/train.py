@@ -79,7 +79,7 @@ def train(
     runner, where = None, Options(str(store.root), str(workspace.root))
     if plan.todo and not dry_run:
         runner = options.executor(executor, jobs=jobs, device=device, options=where)
-        where, _ = options.packed(where, runner)  # one fit is no pack
+        where, _ = options.packed(options.compiled(where, [base.recipe]), runner)  # one fit is no pack
     workers = runner.slots if runner else options.slots(jobs, ["cpu"])
     heading = f"train {base.name} · {data.name} · seed {seed}"
     show_plan(plan, workers=workers, expected=expected(plan, store, device), heading=heading)
