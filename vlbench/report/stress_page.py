@@ -68,7 +68,7 @@ def answers(judged: Judged) -> list[dict[str, Any]]:
             line
             for metric in stress.primary
             for key in keys
-            if key == OVERALL or not _behind(judged, key, metric)
+            if not _behind(judged, key, metric)
             if (line := _kept_line(judged, subject.name, key, metric)) is not None
         ]
         if lines:
@@ -100,8 +100,12 @@ def said_first(judged: Judged) -> list[str]:
 
 
 def _behind(judged: Judged, key: str, metric: str) -> bool:
-    """Whether a stressor of a head acts behind what a metric reads: no score of any arm, run or query is moved."""
+    """Whether a stressor of a head, or all of them together, acts behind what a metric reads: no score of any arm, run
+    or query is moved.
+    """
     stress = judged.stress
+    if key == OVERALL:
+        return all(_behind(judged, one.key, metric) for one in stress.families)
     if stress.stressor(key).on != "head":
         return False
     pairs = [
@@ -131,9 +135,7 @@ def headline_gaps(judged: Judged, arm: str) -> list[Gap]:
     """What a variant is judged by: all families at once where there are any that all variants share, else each."""
     wanted = [OVERALL] if judged.stress.families else [one.key for one in judged.stress.stressors]
     return [
-        gap
-        for gap in judged.gaps
-        if gap.arm == arm and gap.key in wanted and (gap.key == OVERALL or not _behind(judged, gap.key, gap.metric))
+        gap for gap in judged.gaps if gap.arm == arm and gap.key in wanted and not _behind(judged, gap.key, gap.metric)
     ]
 
 
