@@ -1,17 +1,20 @@
-"""Student's t and the normal distribution through scipy.special, which loads ten times faster than scipy.stats."""
+"""Student's t and the normal distribution through scipy.special, which loads ten times faster than scipy.stats.
+
+Even that takes longer than a whole plan, which imports this module and asks it nothing, so it is loaded on first use.
+"""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
 
-from scipy import special
-
 from vlbench.errors import DataError
 
 
 def two_sided(t: float, df: float) -> float:
     """P(|T| >= |t|) for ``df`` degrees of freedom."""
+    from scipy import special
+
     return float(special.betainc(df / 2, 0.5, df / (df + t * t))) if math.isfinite(t) else 0.0
 
 
@@ -27,17 +30,23 @@ def quantile(level: float, df: float) -> float:
         return 0.0
     if math.isinf(df):
         return normal_quantile(level)
+    from scipy import special
+
     x = float(special.betaincinv(df / 2, 0.5, 2 * min(level, 1 - level)))
     return math.copysign(math.sqrt(df * (1 / x - 1)), level - 0.5)
 
 
 def normal_upper(z: float) -> float:
     """P(Z >= z)."""
+    from scipy import special
+
     return float(special.ndtr(-z))
 
 
 def normal_quantile(level: float) -> float:
     """The value that Z falls below with probability ``level``."""
+    from scipy import special
+
     return float(special.ndtri(level))
 
 
