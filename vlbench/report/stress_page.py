@@ -188,7 +188,7 @@ def order_sentences(judged: Judged) -> list[str]:
     """Whether the order of variants changes, over all families."""
     found = []
     for (key, metric), order in judged.orders.items():
-        if key != OVERALL:
+        if key != OVERALL or _behind(judged, key, metric):
             continue
         same = order.clean == order.corrupt
         seen = "the same order" if same else f"another order ({', '.join(order.corrupt)})"
