@@ -8,9 +8,10 @@ without a score rank last. In both a query without a prediction scores 0 and is 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 
 import numpy as np
 
@@ -161,7 +162,7 @@ class Packs:
     @cached_property
     def clips(self) -> Highlights | None:
         """Scores of some clips by a few annotators (QVHighlights)."""
-        gold = [clip_scores(query, self.clip_s, self.mode) for query in self.queries]
+        gold = clip_scores(self.queries, self.clip_s, self.mode)
         if all(scores is None for scores in gold):
             return None
         return highlights.pack(gold, self._saliency, mode=self.mode)
@@ -203,23 +204,42 @@ class Packs:
         return f"the annotations begin with {asked!r}, the predictions with {given!r}"
 
 
-def clip_scores(query: Query, clip_s: float, mode: Mode) -> Array | None:
-    """(n, A) annotators' scores of every clip of a query, 0 where a clip was not annotated; None without saliency.
+def clip_scores(queries: Sequence[Query], clip_s: float, mode: Mode) -> list[Array | None]:
+    """Per query (n, A) annotators' scores of every clip, 0 where a clip was not annotated; None without saliency.
 
     The published code counts int(duration / clip) clips and lets -1 mean the last one. ``strict`` adds the clip that
     an unfinished end holds where it is annotated, and leaves out ids that are no clip; so does ``compatible`` for ids
     at which the published code stops.
     """
-    if query.saliency is None or query.relevant_clips is None:
-        return None
-    whole = int(query.duration_s / clip_s)
-    ids = np.asarray(query.relevant_clips, dtype=np.int64)
+    found: list[Array | None] = [None] * len(queries)
+    alike: dict[int, list[int]] = {}  # queries by their number of annotators
+    for place, query in enumerate(queries):
+        if query.saliency is not None and query.relevant_clips is not None:
+            width = query.saliency.shape[1] if query.saliency.ndim == 2 and query.relevant_clips else 3
+            alike.setdefault(width, []).append(place)
+    for width, places in alike.items():
+        for place, scores in zip(
+            places, _clip_scores([queries[at] for at in places], width, clip_s, mode), strict=True
+        ):
+            found[place] = scores
+    return found
+
+
+def _clip_scores(queries: Sequence[Query], width: int, clip_s: float, mode: Mode) -> Iterator[Array]:
+    """The scores of queries that were all annotated by so many, written into one array from which each is cut."""
+    relevant = [query.relevant_clips or () for query in queries]
+    of = np.repeat(np.arange(len(queries)), [len(ids) for ids in relevant])  # the query of each id
+    ids = np.fromiter(chain.from_iterable(relevant), np.int64, len(of))
+    given = [query.saliency for query in queries if query.saliency is not None and query.relevant_clips]
+    lengths = np.array([query.duration_s for query in queries]) / clip_s
+    count = lengths.astype(np.int64)
     if mode == "strict":
-        most = int(np.ceil(query.duration_s / clip_s))
-        keep = (ids >= 0) & (ids < most)
-        count = max(whole, int(ids[keep].max(initial=-1)) + 1)
+        keep = (ids >= 0) & (ids < np.ceil(lengths)[of])
+        np.maximum.at(count, of[keep], ids[keep] + 1)
     else:
-        keep, count = (ids >= -whole) & (ids < whole), whole
-    scores = np.zeros((count, query.saliency.shape[1] if query.saliency.ndim == 2 and len(ids) else 3))
-    scores[ids[keep]] = query.saliency[keep] if len(ids) else 0
-    return scores
+        keep = (ids >= -count[of]) & (ids < count[of])
+    first = np.cumsum(count) - count
+    scores = np.zeros((int(count.sum()), width))
+    if len(ids):
+        scores[(first[of] + ids % np.maximum(count[of], 1))[keep]] = np.concatenate(given)[keep]
+    return (scores[start : start + n] for start, n in zip(first.tolist(), count.tolist(), strict=True))

@@ -21,6 +21,8 @@ from vlbench.metrics.moments import Array, Mask, Mode
 # A clip is positive at a level when an annotator gave it at least this score.
 LEVELS: dict[str, int] = {"Fair": 2, "Good": 3, "VeryGood": 4}
 
+NOTHING: Array = np.zeros(0)
+
 TOP = 5  # TVSum looks at the five best clips
 
 TieOrder = Literal["lower", "higher"]  # which of two clips with equal scores ranks first: that of lower index or higher
@@ -45,42 +47,50 @@ class Highlights:
 
     def annotator_ap(self, at_least: int) -> Array:
         """(Q, A) average precision for each annotator alone; 0 where an annotator likes no clip."""
-        tp = self._true_positives(at_least)
-        before = np.concatenate([np.zeros_like(tp[..., :1]), np.maximum.accumulate(tp * self._ends, -1)[..., :-1]], -1)
-        rises = self._ends & (tp > before)
-        precision = np.where(self._ends, tp / np.maximum(self._seen, 1), 0.0)
-        envelope = np.maximum.accumulate(precision[..., ::-1], axis=-1)[..., ::-1]
-        ap = (envelope * rises).sum(-1) / np.maximum(rises.sum(-1), 1)
+        Q, L, A = self.gold.shape
+        # Precision falls between true positives, so a step down at which nothing is gained changes nothing: what is
+        # looked at are the G steps that find something, in the order of queries, annotators and ranks.
+        clip, annotator = np.divmod(np.flatnonzero(self.gold >= at_least), A)  # clips of all queries in one row
+        found = np.sort((clip // L * A + annotator) * (L + 1) + self._seen.ravel()[clip])
+        new = np.flatnonzero(np.diff(found, prepend=-1))
+        step = found[new]
+        of, seen = np.divmod(step, L + 1)
+        count = np.bincount(of, minlength=Q * A)
+        first = np.cumsum(count) - count
+        above = np.append(new, len(found))  # true positives of all queries before a step
+        precision = (above[1:] - above[first[of]]) / seen
+        envelope = np.zeros((count.max(initial=0), Q * A))
+        envelope[np.arange(len(step)) - first[of], of] = precision
+        for place in range(len(envelope) - 1, 0, -1):
+            np.maximum(envelope[place - 1], envelope[place], out=envelope[place - 1])
+        past = np.arange(len(envelope))[:, None] >= count
+        envelope[past] = 0.0
+        ap = (envelope.sum(0) / np.maximum(count, 1)).reshape(Q, A)
         return np.where(self.answered[:, None], ap, 0.0)
 
     def hit(self, at_least: int) -> Mask:
         """(Q, L) whether any annotator scores a clip so high."""
-        return np.asarray((self.gold >= at_least).any(2))
+        return np.asarray(self._best >= at_least)
 
     @cached_property
-    def _order(self) -> NDArray[np.int64]:
-        return np.argsort(-self.score, axis=1, kind="stable")
-
-    @cached_property
-    def _ends(self) -> Mask:
-        """(Q, 1, L) the last rank of each run of equal scores: tied clips form one step of the ranking."""
-        ranked = np.take_along_axis(self.score, self._order, 1)
-        real = np.take_along_axis(self.clip_mask, self._order, 1)
-        following = np.concatenate([ranked[:, 1:], np.full_like(ranked[:, :1], np.nan)], 1)
-        last = np.arange(ranked.shape[1])[None] == real.sum(1)[:, None] - 1  # padding sorts behind the video
-        return np.asarray((ranked != following) & real | last)[:, None]
+    def _best(self) -> Array:
+        """(Q, L) the highest score that an annotator gives a clip."""
+        best = self.gold[:, :, 0].copy()
+        for annotator in range(1, self.gold.shape[2]):
+            np.maximum(best, self.gold[:, :, annotator], out=best)
+        return best
 
     @cached_property
     def _seen(self) -> NDArray[np.int64]:
-        """(Q, 1, L) clips of the video down to a rank."""
-        return np.take_along_axis(self.clip_mask, self._order, 1).cumsum(1)[:, None]
-
-    @cached_property
-    def _ranked_gold(self) -> Array:
-        return np.take_along_axis(self.gold, self._order[:, :, None], 1).transpose(0, 2, 1)  # Q A L
-
-    def _true_positives(self, at_least: int) -> NDArray[np.int64]:
-        return (self._ranked_gold >= at_least).cumsum(-1)  # Q A L
+        """(Q, L) clips of the video that score as high as a clip or higher: tied clips form one step of the ranking."""
+        order = np.argsort(-self.score, axis=1)  # padding sorts behind the video; of ties no order is asked
+        ranked = np.take_along_axis(self.score, order, 1)
+        down_to = np.broadcast_to(np.arange(1, order.shape[1] + 1), order.shape).copy()
+        down_to[:, :-1][ranked[:, :-1] == ranked[:, 1:]] = order.shape[1]  # not the last of its run
+        down_to = np.minimum.accumulate(down_to[:, ::-1], axis=1)[:, ::-1]
+        seen = np.empty_like(down_to)
+        np.put_along_axis(seen, order, np.minimum(down_to, self.clip_mask.sum(1)[:, None]), 1)
+        return seen
 
 
 @dataclass(frozen=True)
@@ -112,9 +122,11 @@ def hit_at_1(highlights: Highlights, *, at_least: int) -> Array:
 
     Returns: (Q,) 1.0 or 0.0, NaN if nothing is annotated.
     """
-    hit = highlights.hit(at_least)
-    first = highlights.top & (highlights.top.cumsum(1) == 1)
-    return np.where(highlights.asked, (hit & first).any(1).astype(float), np.nan)
+    top = highlights.top
+    if not top.shape[1]:
+        return np.where(highlights.asked, 0.0, np.nan)
+    first = (np.arange(len(top)), top.argmax(1))
+    return np.where(highlights.asked, (top & highlights.hit(at_least))[first].astype(float), np.nan)
 
 
 def hit_at_1_range(highlights: Highlights, *, at_least: int) -> tuple[Array, Array]:
@@ -202,33 +214,42 @@ def pack(
     Mode ``compatible``: clips without a score count as 0, and HIT@1 reads the scores past the end of the video and
     takes the first NaN for the largest. ``strict``: such clips rank last, and what lies past the end is not read.
     """
-    Q = len(gold)
+    asked = np.array([g is not None for g in gold], dtype=bool)
     clips = np.array([0 if g is None else len(g) for g in gold], dtype=np.int64)
+    given = [NOTHING if g is None or s is None else s for g, s in zip(gold, score, strict=True)]
+    counts = np.array([len(s) for s in given], dtype=np.int64)
+    answered = counts > 0
     longest = int(clips.max(initial=0))
     mask = np.arange(longest)[None] < clips[:, None]
-    value = np.full((Q, longest), -np.inf)
-    padded = np.zeros((Q, longest, annotators))
-    top = np.zeros((Q, longest), dtype=bool)
-    answered = np.zeros(Q, dtype=bool)
-    for i, (g, s) in enumerate(zip(gold, score, strict=True)):
-        if g is None:
-            continue
-        n = len(g)
-        padded[i, :n] = g
-        if s is None or len(s) == 0:
-            continue
-        answered[i] = True
-        nan = np.isnan(s)
-        if mode == "compatible":
-            value[i, :n] = 0.0
-            peak = np.arange(len(s)) == s.argmax() if nan.any() else s == s.max()
-            top[i, : min(n, len(s))] = peak[:n]
-        value[i, : min(n, len(s))] = np.where(nan, -np.inf, s)[:n]
-        if mode == "strict":
-            best = value[i, :n].max(initial=-np.inf)
-            top[i, :n] = (value[i, :n] == best) & (best > -np.inf)
-    asked = np.array([g is not None for g in gold], dtype=bool)
+    padded = np.zeros((len(gold), longest, annotators))
+    if mask.any():
+        padded[mask] = np.concatenate([_wide(g, annotators) for g in gold if g is not None and len(g)])
+
+    within = np.arange(int(counts.max(initial=0)))[None] < counts[:, None]
+    scores: Array = np.full(within.shape, -np.inf)  # Q S, and S can be more or fewer than L
+    if within.any():
+        scores[within] = np.concatenate(given)
+    nan = np.isnan(scores)
+    lost = np.flatnonzero(nan.any(1))
+    known = np.where(nan, -np.inf, scores) if len(lost) else scores
+    shared = min(longest, scores.shape[1])
+    value = np.where(mask & answered[:, None], 0.0 if mode == "compatible" else -np.inf, -np.inf)
+    top = np.zeros(mask.shape, dtype=bool)
+    read = within[:, :shared] & mask[:, :shared]
+    value[:, :shared][read] = known[:, :shared][read]
+    if mode == "compatible":
+        peak = scores == scores.max(1, initial=-np.inf, keepdims=True)
+        peak[lost] = nan[lost] & (nan[lost].cumsum(1) == 1)
+        top[:, :shared] = peak[:, :shared] & read
+    else:
+        best = value.max(1, initial=-np.inf, keepdims=True)
+        top = (value == best) & (best > -np.inf) & mask & answered[:, None]
     return Highlights(value, mask, padded, top, answered, asked)
+
+
+def _wide(rows: Array, width: int) -> Array:
+    wide: Array = rows if rows.shape[1:] == (width,) else np.broadcast_to(rows, (len(rows), width))
+    return wide
 
 
 def pack_labels(label: Sequence[Floats | None], score: Sequence[Floats | None], *, mode: Mode) -> Labels:

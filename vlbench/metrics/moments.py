@@ -27,6 +27,7 @@ IOUS: tuple[float, ...] = (0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95
 # Only so many windows count; R1 and R5 look at the first one and the first five.
 MAX_WINDOWS = 10
 LISTED = 5
+NO_WINDOWS: Array = np.zeros((0, 3))
 
 
 @dataclass(frozen=True)
@@ -54,9 +55,24 @@ class Moments:
 
     def ap_at(self, ious: Sequence[float]) -> Array:
         """(Q, T) average precision at any thresholds; NaN without annotated windows."""
-        overlap = _overlap(self.ranked_se, self.ranked_mask, self.gold_se, self.mode)
-        count = self.gold_mask.sum(1)[:, None]
-        return np.where(count > 0, interpolated_ap(match(overlap, self.gold_mask, ious), count), np.nan)
+        return self._ap(self.gold_mask, ious)
+
+    def ap_of_length(self, longer_than_s: float, up_to_s: float) -> Array:
+        """(Q, 10) as ``ap``, against the annotated windows of a length in (longer_than_s, up_to_s]."""
+        return self._ap(self.of_length(longer_than_s, up_to_s).gold_mask, IOUS)
+
+    def _ap(self, gold_mask: Mask, ious: Sequence[float]) -> Array:
+        asked = np.flatnonzero(gold_mask.any(1))
+        everything = len(asked) == len(gold_mask)
+        overlap, mask = (self._overlap, gold_mask) if everything else (self._overlap[asked], gold_mask[asked])
+        ap = np.full((len(gold_mask), len(ious)), np.nan)
+        ap[asked] = interpolated_ap(match(overlap, mask, ious), mask.sum(1)[:, None])
+        return ap
+
+    @cached_property
+    def _overlap(self) -> Array:
+        """(Q, K, M) IoU of the windows that count for AP with the annotated ones."""
+        return _overlap(self.ranked_se, self.ranked_mask, self.gold_se, self.mode)
 
     @cached_property
     def listed_iou(self) -> Array:
@@ -134,10 +150,8 @@ def mean_average_precision_of_length(moments: Moments, *, longer_than_s: float, 
     All predictions stay, so a correct prediction of a window outside the range is a false positive inside it: perfect
     predictions need not score 1. Returns: (Q,), NaN for a query without an annotated window in the range.
     """
-    inside = moments.of_length(longer_than_s, up_to_s)
-    value = np.full(len(inside.gold_mask), np.nan)
-    value[inside.asked] = inside.take(inside.asked).ap.mean(1)
-    return value
+    mean: Array = moments.ap_of_length(longer_than_s, up_to_s).mean(1)
+    return mean
 
 
 # --- the rules -------------------------------------------------------------------------------------------------------
@@ -180,12 +194,16 @@ def match(overlap: Array, gold_mask: Mask, ious: Sequence[float]) -> Mask:
     value = np.where(gold_mask[:, None], overlap, -np.inf)[..., ::-1]
     rows = np.flatnonzero((value >= min(ious)).any((1, 2)))
     value, free = value[rows], np.repeat(gold_mask[rows, None, ::-1], len(ious), axis=1)  # R K M and R T M
+    reaches = np.asarray((value >= min(ious)).any(2))  # R K
     for k in range(K):
-        left = np.where(free, value[:, None, k], -np.inf)  # R T M
+        near = np.flatnonzero(reaches[:, k])
+        open_ = free[near]
+        left = np.where(open_, value[near, None, k], -np.inf)  # N T M
         best = left.argmax(2)[..., None]
-        hit = np.take_along_axis(left, best, 2) >= threshold  # R T 1
-        hits[rows, :, k] = hit[..., 0]
-        np.put_along_axis(free, best, np.take_along_axis(free, best, 2) & ~hit, 2)
+        hit = np.take_along_axis(left, best, 2) >= threshold  # N T 1
+        hits[rows[near], :, k] = hit[..., 0]
+        np.put_along_axis(open_, best, np.take_along_axis(open_, best, 2) & ~hit, 2)
+        free[near] = open_
     return hits
 
 
@@ -236,49 +254,59 @@ def pack(
     for AP and the last one read for R1. ``strict``: the last row, sorted by score (stably, NaN last), then cut;
     annotated windows without a length are left out.
     """
-    ranked = [_ranked(rows, mode, max_windows) for rows in predicted]
-    listed = ranked if mode == "strict" else [rows[-1][:, :2] if rows else np.zeros((0, 2)) for rows in predicted]
-    rows_of: list[Floats] = []
-    for rows in gold:
-        kept = [row if mode == "compatible" else row[row[:, 1] > row[:, 0]] for row in rows]
-        numbered = [np.column_stack([row, np.full(len(row), float(i))]) for i, row in enumerate(kept)]
-        rows_of.append(np.concatenate(numbered) if numbered else np.zeros((0, 3)))
-    gold_pad, gold_mask = _pad(rows_of, 3)
-    listed_pad, listed_mask = _pad([row[:LISTED] for row in listed], 2, LISTED)
-    ranked_pad, ranked_mask = _pad(ranked, 2)
-    return Moments(
-        listed_pad,
-        listed_mask,
-        ranked_pad,
-        ranked_mask,
-        np.ascontiguousarray(gold_pad[:, :, :2]),
-        gold_mask,
-        np.where(gold_mask, gold_pad[:, :, 2], -1).astype(np.int64),
-        mode,
-    )
-
-
-def _ranked(rows: Sequence[Floats], mode: Mode, max_windows: int) -> Floats:
-    """(K, 2) the windows of one query that count for AP, best first."""
-    if not rows:
-        return np.zeros((0, 2))
+    annotated = [(query, number, row) for query, rows in enumerate(gold) for number, row in enumerate(rows)]
+    windows = _joined([row for _, _, row in annotated], 2)
+    lengths = [len(row) for _, _, row in annotated]
+    query_of = np.repeat(np.array([query for query, _, _ in annotated], dtype=np.int64), lengths)
+    number_of = np.repeat(np.array([number for _, number, _ in annotated], dtype=np.int64), lengths)
     if mode == "strict":
-        window = rows[-1]
-        return window[np.argsort(-window[:, 2], kind="stable")][:max_windows, :2]  # argsort puts NaN last
-    window = np.concatenate([row[:max_windows] for row in rows]) if len(rows) > 1 else rows[0][:max_windows]
-    score = window[:, 2]
-    if np.isnan(score).any():  # a list sort neither finds NaN smaller nor larger, and its result is what is published
-        order = sorted(range(len(score)), key=lambda i: -float(score[i]))
-        return window[order, :2]
-    return window[np.argsort(-score, kind="stable"), :2]
+        proper = windows[:, 1] > windows[:, 0]
+        windows, query_of, number_of = windows[proper], query_of[proper], number_of[proper]
+    gold_se, gold_mask = _pad(windows, np.bincount(query_of, minlength=len(gold)))
+    gold_row = np.full(gold_mask.shape, -1, dtype=np.int64)
+    gold_row[gold_mask] = number_of
+
+    ranked_se, ranked_mask = _ranked(predicted, mode, max_windows)
+    if mode == "strict":
+        listed_se, listed_mask = _pad(ranked_se[:, :LISTED][ranked_mask[:, :LISTED]], ranked_mask.sum(1), LISTED)
+    else:
+        first = [rows[-1][:LISTED] if rows else NO_WINDOWS for rows in predicted]
+        listed_se, listed_mask = _pad(_joined(first, 2), _counts(first), LISTED)
+    return Moments(listed_se, listed_mask, ranked_se, ranked_mask, gold_se, gold_mask, gold_row, mode)
 
 
-def _pad(rows: Sequence[Floats], width: int, length: int | None = None) -> tuple[Array, Mask]:
-    """(Q, N, width) with NaN behind the end of each row, and the mask of what is real."""
-    counts = np.fromiter((len(row) for row in rows), dtype=np.int64, count=len(rows))
-    longest = length if length is not None else int(counts.max(initial=0))
-    mask = np.arange(longest)[None] < counts[:, None]
-    padded = np.full((len(rows), longest, width), np.nan)
-    if mask.any():
-        padded[mask] = np.concatenate([np.asarray(row, dtype=np.float64)[:, :width] for row in rows if len(row)])
+def _ranked(predicted: Sequence[Sequence[Floats]], mode: Mode, max_windows: int) -> tuple[Array, Mask]:
+    """(Q, K, 2) the windows of each query that count for AP, best first, and (Q, K) which of them are there."""
+    if mode == "strict":
+        parts = [list(rows[-1:]) for rows in predicted]
+    else:
+        parts = [[row[:max_windows] for row in rows] for rows in predicted]
+    counts = np.array([sum(map(len, rows)) for rows in parts], dtype=np.int64)
+    windows, mask = _pad(_joined([row for rows in parts for row in rows], 3), counts)
+    score = windows[:, :, 2]
+    order = np.argsort(-score, axis=1, kind="stable")  # NaN last, and padding behind it
+    if mode == "compatible":  # a list sort neither finds NaN smaller nor larger, and its result is what is published
+        for query in np.flatnonzero((np.isnan(score) & mask).any(1)):
+            n = int(counts[query])
+            order[query, :n] = sorted(range(n), key=lambda place, row=score[query]: -float(row[place]))  # type: ignore[misc]
+    else:
+        order, mask = order[:, :max_windows], mask[:, :max_windows]
+    return np.take_along_axis(windows[:, :, :2], order[:, :, None], 1), mask
+
+
+def _counts(rows: Sequence[Floats]) -> NDArray[np.int64]:
+    return np.array([len(row) for row in rows], dtype=np.int64)
+
+
+def _joined(rows: Sequence[Floats], width: int) -> Array:
+    """(N, width) the rows of all queries, one after another."""
+    kept = [row for row in rows if len(row)]
+    return np.concatenate(kept).astype(np.float64, copy=False)[:, :width] if kept else np.zeros((0, width))
+
+
+def _pad(rows: Array, counts: NDArray[np.int64], longest: int | None = None) -> tuple[Array, Mask]:
+    """(Q, N, width) with NaN behind the end of each query's rows, and the mask of what is real."""
+    mask = np.arange(int(counts.max(initial=0)) if longest is None else longest)[None] < counts[:, None]
+    padded = np.full((*mask.shape, rows.shape[1]), np.nan)
+    padded[mask] = rows
     return padded, mask

@@ -5,13 +5,12 @@ A sentence also carries what it says as values, so that the sentences of many ru
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Self
 
 import numpy as np
-from numpy.typing import NDArray
 
-from vlbench.data.types import Prediction, Qid, Query
+from vlbench.data.types import Floats, Prediction, Qid, Query
 from vlbench.metrics.highlights import (
     LEVELS,
     TOP,
@@ -22,7 +21,7 @@ from vlbench.metrics.highlights import (
     ranking,
     tvsum_ap,
 )
-from vlbench.metrics.moments import Array, Mask, Mode
+from vlbench.metrics.moments import Mask, Mode
 
 EXAMPLES = 3
 MISCUT = 0.9  # of the queries: where as many have too few scores, or too many, clips are of another length
@@ -212,7 +211,7 @@ def _saliency(scored: Sequence[tuple[Query, Prediction]], mode: Mode, clip_s: fl
         text = f"{_of(none, len(scored), 'has', 'have')} no saliency scores{_first(none)}: scored 0"
         yield Oddity(text, "no saliency scores", none, len(scored), "scored 0")
     pairs = [(query, row.saliency) for query, row in scored if row.saliency is not None and len(row.saliency)]
-    wrong = [q.qid for q, s in pairs if np.isnan(s).any()]
+    wrong = [pairs[i][0].qid for i in _with([s for _, s in pairs], np.isnan)]
     if wrong:
         effect = "the clip ranks last" if mode == "strict" else "the published evaluator stops"
         text = f"{_of(wrong, len(scored), 'has', 'have')} NaN among their saliency scores{_first(wrong)}: {effect}"
@@ -242,7 +241,8 @@ def _miscut(wrong: Sequence[Qid], pairs: Sequence[tuple[Query, Any]], clip_s: fl
 
 
 def _annotations(queries: Sequence[Query], mode: Mode, clip_s: float) -> Iterator[Oddity]:
-    flat = [q.qid for q in queries if q.windows_se is not None and (_length(q.windows_se) <= 0).any()]
+    moments = [(q.qid, q.windows_se) for q in queries if q.windows_se is not None]
+    flat = [moments[i][0] for i in _with([windows for _, windows in moments], lambda se: se[:, 1] - se[:, 0] <= 0)]
     if flat:
         effect = "left out" if mode == "strict" else "kept, as published"
         text = f"{_of(flat, len(queries), 'is', 'are')} annotated with a window without length{_first(flat)}: {effect}"
@@ -257,9 +257,14 @@ def _annotations(queries: Sequence[Query], mode: Mode, clip_s: float) -> Iterato
         yield Oddity(text, "annotated clips outside the video", lost, len(queries))
 
 
-def _length(windows_se: NDArray[np.floating]) -> Array:
-    length: Array = windows_se[:, 1] - windows_se[:, 0]
-    return length
+def _with(rows: Sequence[Floats], bad: Callable[[Floats], Mask]) -> list[int]:
+    """The places of those arrays that hold anything bad."""
+    counts = [len(one) for one in rows]
+    if not sum(counts):
+        return []
+    of = np.repeat(np.arange(len(rows)), counts)
+    found: list[int] = np.unique(of[bad(np.concatenate([one for one in rows if len(one)]))]).tolist()
+    return found
 
 
 def _clips(query: Query, clip_s: float) -> int:
