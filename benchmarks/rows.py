@@ -110,7 +110,8 @@ def evaluation(bench: Bench) -> Found:
     with given.sides() as (slow, fast):
         checks = _equal_scores(slow.ask("evaluation")["value"], fast.ask("evaluation")["value"])
         times = _turns(given, slow, fast, "evaluation")
-    return Found(times, checks)
+        floor = _product_floor(fast.ask("evaluation_floor")["value"], times, "fp32")
+    return Found(times, checks, floor)
 
 
 def scoring(bench: Bench) -> Found:
@@ -276,7 +277,7 @@ def _equal_scores(plain: Mapping[str, float], ours: Mapping[str, float]) -> dict
     return {"metrics compared": len(gaps), "largest difference in points": max(gaps.values())}
 
 
-def _product_floor(seen: Mapping[str, float], times: Mapping[str, Any], precision: str, steps: int) -> str:
+def _product_floor(seen: Mapping[str, float], times: Mapping[str, Any], precision: str, steps: int = 1) -> str:
     alone = seen["operations"] / seen[precision]
     plain, ours = (times["cpu"][side]["median"] / steps for side in ("slow_s", "fast_s"))
     return (

@@ -15,7 +15,8 @@ Reads questions from stdin (``turns.serve``). Both sides start from the weights 
     loaded      a digest of the bits of that batch
     scoring     the metrics of made-up predictions of 1,550 queries
     arranging   the part of that which brings rows into arrays (vlbench alone)
-    floor       the matrix products of a step, and how fast this machine multiplies at their shapes (vlbench alone)
+    floor, evaluation_floor
+                the matrix products of a step or an evaluation, and how fast this machine multiplies (vlbench alone)
 """
 
 from __future__ import annotations
@@ -342,6 +343,14 @@ class VlbenchSide(Common):
 
         return look
 
+    def evaluation_floor(self) -> Measure:
+        def look() -> dict[str, float]:
+            inputs, queries = to_inputs(self.batches[0], self.device), len(self.dataset.queries("val"))
+            each = _inference_operations(self.fit.model, inputs) / len(inputs.clips)
+            return {"operations": queries * each, **_speeds(self.device)}
+
+        return look
+
 
 # --- what both do -----------------------------------------------------------------------------------------------------
 
@@ -396,6 +405,16 @@ def _operations(model: VideoMomentModel, criterion: Criterion, inputs: Inputs, t
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         criterion(model(inputs), targets, epoch=0).total.backward()  # type: ignore[no-untyped-call]
     model.zero_grad(set_to_none=True)
+    return float(counter.get_total_flops())
+
+
+def _inference_operations(model: VideoMomentModel, inputs: Inputs) -> float:
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.utils.flop_counter import FlopCounterMode
+
+    model.eval()
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        model(inputs, negative=False)
     return float(counter.get_total_flops())
 
 

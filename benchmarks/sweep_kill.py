@@ -63,7 +63,7 @@ def kill(folder: Path, after: int, whole_group: bool, *options: str) -> bool:
 def outcome(folder: Path) -> dict[str, Any]:
     """What has to be equal: all of sweep.json but times and places, and the records of every finished cell."""
     found = json.loads((folder / ".vlbench" / "studies" / STUDY / "sweep.json").read_text())
-    found["trials"] = [{**trial, "seconds": None} for trial in found["trials"]]
+    found["trials"] = [{**trial, "seconds": None, "cost": None} for trial in found["trials"]]
     records = {path.parent.name: path.read_text() for path in folder.glob(".vlbench/cells/*/*/record.json")}
     return {**found, "storage": None, "records": records}
 

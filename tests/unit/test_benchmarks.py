@@ -280,9 +280,15 @@ def test_a_pack_trains_what_its_members_train_alone(folder: Path) -> None:
 
 
 def test_the_products_of_a_step_are_counted(both: dict[str, Any]) -> None:
-    floor = both["vlbench"]("floor")()
+    floor, inference = both["vlbench"]("floor")(), both["vlbench"]("evaluation_floor")()
     assert floor["operations"] > 1e9
-    assert min(floor["fp32"], floor["bf16"]) > 0
+    # six queries forward, without the negative pair, against four forward with it and back
+    assert inference["operations"] < floor["operations"] / 2
+    assert min(floor["fp32"], floor["bf16"], inference["fp32"]) > 0
+    times = {"cpu": {"slow_s": {"median": 4.0}, "fast_s": {"median": 2.0}}}
+    said = rows._product_floor({"operations": 1e11, "fp32": 1e11}, times, "fp32", steps=1)
+    assert "take 1.00 of 2.00 s at the 100 GFLOP/s" in said
+    assert "at most 4.0x" in said
 
 
 # --- turns ---
