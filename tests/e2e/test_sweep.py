@@ -32,7 +32,7 @@ def run(folder, *arguments):
 
 def outcome(folder):
     found = json.loads((folder / ".vlbench" / "studies" / STUDY / "sweep.json").read_text())
-    return {**found, "storage": None, "trials": [{**trial, "seconds": None} for trial in found["trials"]]}
+    return {**found, "storage": None, "trials": [{**trial, "seconds": None, "cost": None} for trial in found["trials"]]}
 
 
 def small(folder):

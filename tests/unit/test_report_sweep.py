@@ -306,3 +306,28 @@ def test_vlbench_report_covers_sweeps(workspace):
     assert done.return_value == 0 and "sweep-tiny: reports/sweep-tiny/report.md" in done.stdout
     named = CliRunner().invoke(report, ["--study", "sweep-tiny", "--format", "latex"], standalone_mode=False)
     assert named.return_value == 1 and "no latex form" in named.stderr
+
+
+def test_trials_say_what_they_cost_where_it_is_known(tmp_path):
+    trials = make_trials(8)
+    assert not {"CPU time", "Peak memory", "Parameters"} & {
+        c.title for c in sweep.trials_table(_of(tmp_path, trials)).columns
+    }
+    for number, trial in enumerate(trials):
+        trial["cost"] = {"device_seconds": 30.5 + number, "peak_bytes": 2_000_000_000}
+        if trial["state"] == "complete":
+            trial["cost"]["parameters"] = 9_300_000
+    found = _of(tmp_path, trials)
+    table = sweep.trials_table(found)
+    titles = [column.title for column in table.columns]
+    row = dict(zip(titles, (cell.text for cell in table.rows[0]), strict=True))
+    assert (row["CPU time"], row["Peak memory"], row["Parameters"]) == ("31s", "2.0 GB", "9.3M")
+    (line, *_) = csv.DictReader(io.StringIO(sweep.to_csv(found)))
+    assert (line["device_seconds"], line["peak_bytes"], line["parameters"]) == ("30.5", "2000000000", "9300000")
+    trials[0]["cost"]["device_seconds"] = None
+    gpu = _of(tmp_path, trials, device="cuda")
+    assert "GPU time" in [column.title for column in sweep.trials_table(gpu).columns]
+
+
+def _of(tmp_path, trials, **changes):
+    return made(tmp_path / str(len(list(tmp_path.iterdir()))), sweep_content(trials, **changes))

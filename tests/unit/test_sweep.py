@@ -45,7 +45,7 @@ def outcome(root, sweep, **kwargs):
 
 
 def without_seconds(found):
-    trials = [{**trial, "seconds": 0} for trial in found["trials"]]
+    trials = [{**trial, "seconds": 0, "cost": {}} for trial in found["trials"]]
     return {**found, "trials": trials, "storage": ""}
 
 

@@ -30,7 +30,7 @@ from vlbench.report.compare import Comparison, compare, subject
 from vlbench.report.frame import title_of
 from vlbench.report.page import Entry, Line, Section
 from vlbench.report.sweep_figures import value_text
-from vlbench.report.tables import Cell, Column, Table
+from vlbench.report.tables import MEMORY_NOTES, Cell, Column, Table
 from vlbench.runs.store import Store
 from vlbench.stats.sweep import expected_best, expected_max
 from vlbench.studies.sweep import FILE, FORMAT
@@ -62,7 +62,8 @@ CHOICE = (
 @dataclass(frozen=True, slots=True)
 class Trial:
     """One point of the space. values: one per objective, in points; None unless complete. rungs: epoch -> the mean of
-    the objectives when the pruner was asked, in points. seconds: of training.
+    the objectives when the pruner was asked, in points. seconds: of training. device_seconds, peak_bytes, parameters:
+    what it cost, None where that is not known.
     """
 
     number: int
@@ -75,6 +76,9 @@ class Trial:
     cell: str | None
     epochs: int
     seconds: float
+    device_seconds: float | None
+    peak_bytes: int | None
+    parameters: int | None
     cause: str
 
     @property
@@ -296,7 +300,7 @@ def read(store: Store, study: str, *, judge: bool = True) -> Sweep:
 
 
 def _trial(one: Mapping[str, Any]) -> Trial:
-    values = one["values"]
+    values, cost = one["values"], one.get("cost") or {}
     return Trial(
         number=int(one["number"]),
         round=int(one["round"]),
@@ -308,6 +312,9 @@ def _trial(one: Mapping[str, Any]) -> Trial:
         cell=one["cell"],
         epochs=int(one["epochs"]),
         seconds=float(one["seconds"] or 0.0),
+        device_seconds=cost.get("device_seconds"),
+        peak_bytes=cost.get("peak_bytes"),
+        parameters=cost.get("parameters"),
         cause=str(one["cause"] or ""),
     )
 
@@ -531,6 +538,7 @@ def trials_table(sweep: Sweep) -> Table:
     """Every trial, complete, pruned or failed."""
     keys = [one["key"] for one in sweep.space]
     best = {trial.number for trial in (sweep.front if sweep.pareto else [sweep.best]) if trial is not None}
+    costs = _costs(sweep)
     columns = (
         Column("Trial"),
         Column("State", False, "pruned: stopped at a decision because it was behind; its value is what it had then"),
@@ -538,6 +546,7 @@ def trials_table(sweep: Sweep) -> Table:
         *(Column(key) for key in keys),
         Column("Epochs", True, "trained for this trial; an epoch that the store had is not trained again"),
         Column("Training", True),
+        *(column for column, _ in costs),
         Column("Cell"),
         Column("Cause", False, "of a failure"),
     )
@@ -554,6 +563,7 @@ def trials_table(sweep: Sweep) -> Table:
                 *(Cell(value_text(trial.params.get(key)), _sortable(trial.params.get(key))) for key in keys),
                 Cell(str(trial.epochs), trial.epochs),
                 Cell(words.duration(trial.seconds), trial.seconds),
+                *(cell(trial) for _, cell in costs),
                 Cell(trial.cell or words.NOTHING),
                 Cell(trial.cause.splitlines()[0] if trial.cause else ""),
             )
@@ -562,6 +572,28 @@ def trials_table(sweep: Sweep) -> Table:
         "not beaten in all objectives at once." if sweep.pareto else "best."
     )
     return Table("trials", caption, columns, tuple(rows))
+
+
+def _costs(sweep: Sweep) -> list[tuple[Column, Callable[[Trial], Cell]]]:
+    """What trials cost beside their time: of older sweeps what is known."""
+    device = "GPU" if str(sweep.content.get("device")).startswith("cuda") else "CPU"
+    known: list[tuple[Column, Callable[[Trial], Cell]]] = [
+        (
+            Column(f"{device} time", True, "processor time" if device == "CPU" else "for which the GPU was held"),
+            lambda trial: Cell(words.duration(trial.device_seconds), trial.device_seconds),
+        ),
+        (
+            Column("Peak memory", True, MEMORY_NOTES[device]),
+            lambda trial: Cell(words.memory(trial.peak_bytes), trial.peak_bytes),
+        ),
+        (
+            Column("Parameters", True, "of a finished fit"),
+            lambda trial: Cell(
+                words.NOTHING if trial.parameters is None else words.count(trial.parameters), trial.parameters
+            ),
+        ),
+    ]
+    return [one for one in known if any(one[1](trial).value is not None for trial in sweep.trials)]
 
 
 def _sortable(value: Any) -> float | str | None:
@@ -763,11 +795,12 @@ def to_csv(sweep: Sweep) -> str:
     stream = io.StringIO()
     names = ["trial", "round", "state", "value", *metrics, *(f"after {epoch} epochs" for epoch in decisions), *keys]
     writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow([*names, "epochs", "seconds", "cell", "cause"])
+    writer.writerow([*names, "epochs", "seconds", "device_seconds", "peak_bytes", "parameters", "cell", "cause"])
     for trial in sweep.trials:
         values = trial.values or [None] * len(metrics)
         line = [trial.number, trial.round, trial.state, trial.value, *values, *(trial.rungs.get(e) for e in decisions)]
-        line += [*(trial.params.get(key) for key in keys), trial.epochs, trial.seconds, trial.cell, trial.cause]
+        cost = [trial.seconds, trial.device_seconds, trial.peak_bytes, trial.parameters]
+        line += [*(trial.params.get(key) for key in keys), trial.epochs, *cost, trial.cell, trial.cause]
         writer.writerow(["" if value is None else value for value in line])
     return stream.getvalue()
 

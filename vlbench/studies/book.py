@@ -122,6 +122,7 @@ class Book:
             rungs={int(epoch): float(value) for epoch, value in about.get("rungs", {}).items()},
             epochs=int(about.get("epochs", 0)),
             seconds=float(about.get("seconds", 0.0)),
+            cost=about.get("cost", {}),
             cause=about.get("cause"),
         )
 

@@ -175,6 +175,9 @@ class _Conductor:
                 self._report(trial, epoch)
         spent = [event for event in self.store.events(trial.cell) if int(event.get("epoch", 0)) < trial.epochs]
         trial.seconds = float(spent[-1]["seconds"]) if spent else 0.0
+        trial.cost = {key: spent[-1][key] for key in ("device_seconds", "peak_bytes") if spent and key in spent[-1]}
+        if record is not None:
+            trial.cost["parameters"] = int(record["parameters"])
 
     def _report(self, trial: Trial, epoch: int) -> None:
         """Tell the pruner a trial's tuning value at a decision: that of its last evaluation up to there."""

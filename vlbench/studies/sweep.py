@@ -17,8 +17,8 @@ Decisions are made by a study in memory that is filled from the storage at the s
 trials of a broken round with their parameters. The storage is written along and never read in between, so it can be
 any database that Optuna reaches, and Optuna's dashboard can open it. (``rounds`` conducts, ``book`` speaks to Optuna.)
 
-``studies/<name>/sweep.json`` is written after every rung and is what reports read (all of it but ``seconds`` and
-``storage`` is equal for equal studies; metrics are fractions, higher is better; epochs are counts)::
+``studies/<name>/sweep.json`` is written after every rung and is what reports read (all of it but ``seconds``,
+``cost`` and ``storage`` is equal for equal studies; metrics are fractions, higher is better; epochs are counts)::
 
     format      1
     study, card, variant, title, dataset, features, command, question      texts
@@ -34,7 +34,8 @@ any database that Optuna reaches, and Optuna's dashboard can open it. (``rounds`
     space       [{key, kind: "float" | "int" | "choices", low, high, step, log, choices, now}]; now: the card's value
     trials      [{number, round, state: "running" | "complete" | "pruned" | "failed", params: {key: value},
                   edits: [text], value: mean or null, values: [per objective] or null, rungs: {"epoch": value},
-                  cell: id or null, epochs: trained for this trial, seconds: of training, cause: text or null}]
+                  cell: id or null, epochs: trained for this trial, seconds: of training, cause: text or null,
+                  cost: {device_seconds, peak_bytes, parameters}, what is known of them}]
     best        number of the best trial or null (null with pareto); ties go to the earlier one
     front       numbers of the trials that no other one beats in every objective ([best] with one objective)
     importances [{of: "objective" or a metric, method: "PED-ANOVA", values: {key: share}}], exploration only
@@ -152,6 +153,7 @@ class Trial:
     rungs: dict[int, float] = field(default_factory=dict)
     epochs: int = 0
     seconds: float = 0.0
+    cost: dict[str, float | int] = field(default_factory=dict)
     cause: str | None = None
 
     @property
@@ -173,6 +175,7 @@ class Trial:
             "cell": self.cell,
             "epochs": self.epochs,
             "seconds": self.seconds,
+            "cost": self.cost,
             "cause": self.cause,
         }
 
