@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
+
+if TYPE_CHECKING:
+    from vlbench.data.packed import Piece
 
 
 @click.group(
@@ -12,10 +18,11 @@ import click
 Examples:
   vlbench data list
   vlbench data check planted-quick
+  vlbench data pack planted-quick
 """,
 )
 def data() -> None:
-    """List, check and export datasets."""
+    """List, check, pack and export datasets."""
 
 
 @data.command(
@@ -78,6 +85,107 @@ def check(name: str, features: str | None) -> int:
 
 def _kinds(count: int, noun: str) -> str:
     return f"{count or 'no'} kind{'' if count == 1 else 's'} of {noun}"
+
+
+@data.command(
+    epilog="""\b
+Examples:
+  vlbench data pack planted-quick
+  vlbench data pack planted-quick --features slowfast+clip/clip --check
+"""
+)
+@click.argument("name", metavar="[DATASET]", required=False)
+@click.option("--features", metavar="VIDEO/TEXT", help="Encoders by name. [default: all that are declared]")
+@click.option("--check", is_flag=True, help="Build nothing: read what is packed and compare it with its digests.")
+@click.option("--json", "as_json", is_flag=True, help="Print the tables as JSON.")
+def pack(name: str | None, features: str | None, check: bool, as_json: bool) -> int:
+    """Write the feature files of a dataset to one table per encoder.
+
+    Without DATASET, of every declared one. The first fit does the same where it was not done. A command that was
+    killed goes on where it was. Tables are found by the digest of the files, so that changed files get a new one;
+    they lie in packs/ of the store and can be deleted at any time. With --check the exit status is 2 if a table is
+    missing or damaged.
+    """
+    import json
+
+    from vlbench.data import packed
+    from vlbench.data.base import ROLES, open_dataset, parse_features
+    from vlbench.workspace import find
+
+    workspace = find()
+    asked = None if features is None else parse_features(features, "--features")
+    names = list(workspace.declarations) if name is None else [name]
+    found: list[dict[str, object]] = []
+    for dataset in (open_dataset(one, workspace) for one in names):
+        for piece in packed.pieces(dataset, ROLES, asked):
+            if piece.stream.resident:
+                continue
+            row = _checked(piece, workspace.store) if check else _packed(piece, workspace.store)
+            found.append({"dataset": dataset.name, **row})
+            if not as_json:
+                click.echo(f"{dataset.name}  {piece.role:<6}  {piece.kind:<5}  {piece.stream.name}: {_told(row)}")
+    bad = [row for row in found if row["state"] in ("damaged", "missing")]
+    if as_json:
+        click.echo(json.dumps({"tables": found}, indent=1))
+    elif not found:
+        where = f"the features of {name} are" if name else "no dataset is declared, and those of built-in ones are"
+        click.echo(f"nothing to pack: {where} made in memory")
+    elif bad:
+        click.echo(f"{len(bad)} of {len(found)} tables are damaged or missing; delete what is damaged and pack again")
+    return 2 if bad else 0
+
+
+def _packed(piece: Piece, store: Path) -> dict[str, object]:
+    """Build a table where it is not there, with progress on a terminal."""
+    import time
+
+    from vlbench.data import packed
+
+    def told(done: int, total: int) -> None:
+        if sys.stderr.isatty():
+            end = "\n" if done == total else ""
+            click.echo(f"\r{piece.role} {piece.stream.name}: {done:,} of {total:,} rows{end}", err=True, nl=False)
+
+    started = time.perf_counter()
+    folder, new = packed.build(piece.stream, piece.queries, piece.most, store, told)
+    state = {"state": "packed", "seconds": round(time.perf_counter() - started, 1)} if new else {"state": "there"}
+    return {**_table(piece, folder), **state}
+
+
+def _checked(piece: Piece, store: Path) -> dict[str, object]:
+    """Compare a table with its digests."""
+    from vlbench.data import packed
+
+    folder = packed.place_of(piece.stream, piece.queries, piece.most, store)
+    if not folder.is_dir():
+        return {**_table(piece, folder), "state": "missing"}
+    problem = packed.verify(folder)
+    return {
+        **_table(piece, folder),
+        **({"state": "whole"} if problem is None else {"state": "damaged", "why": problem}),
+    }
+
+
+def _table(piece: Piece, folder: Path) -> dict[str, object]:
+    size = sum(path.stat().st_size for path in folder.iterdir()) if folder.is_dir() else 0
+    encoder = {"role": piece.role, "kind": piece.kind, "encoder": piece.stream.name}
+    return {**encoder, "queries": len(piece.queries), "bytes": size, "folder": str(folder)}
+
+
+def _told(row: Mapping[str, Any]) -> str:
+    if row["state"] == "missing":
+        return "missing"
+    if row["state"] == "damaged":
+        return f"damaged, {row['why']}: {row['folder']}"
+    size = f"{row['bytes'] / 1e6:.1f} MB for {row['queries']} queries"
+    return (
+        f"{size}, "
+        + {
+            "packed": f"packed in {row.get('seconds')} s",
+            "there": "packed before",
+            "whole": "as it was written",
+        }[str(row["state"])]
+    )
 
 
 @data.command(

@@ -224,6 +224,31 @@ def channel_moments(dataset: Dataset, role: str, encoder: str, cache: Path | Non
 Progress = Callable[[int, int], None]  # rows that are written, rows of the table
 
 
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """One table that a dataset needs: an encoder's rows for the queries of a role. kind: ``video`` or ``text``."""
+
+    role: str
+    kind: str
+    stream: Stream
+    queries: tuple[Query, ...]
+    most: int
+
+
+def pieces(dataset: Dataset, roles: Sequence[str], features: Features | None) -> list[Piece]:
+    """The tables that training and scoring with these encoders need, or with any of the dataset's: None."""
+    video = tuple(dataset.video_encoders) if features is None else features.video
+    text = tuple(dataset.text_encoders) if features is None else features.text
+    named = [("video", name, dataset.max_clips) for name in video] + [
+        ("text", name, dataset.max_words) for name in text
+    ]
+    return [
+        Piece(role, kind, dataset.stream(kind, name), dataset.queries(role), most)
+        for role in roles
+        for kind, name, most in named
+    ]
+
+
 def place_of(stream: Stream, queries: Sequence[Query], most: int, cache: Path) -> Path:
     """The folder of a table, whether it is there or not; its name is a digest of what is in it."""
     return cache / "packs" / digest([1, stream.name, stream.digest(queries), most])[:32]
