@@ -56,3 +56,13 @@ def test_windows_stay_windows_that_divide_each_other():
 def test_what_is_all_of_it_by_definition_is_never_scaled(family):
     table, (found,) = calibrate(measure_of(0.01)[0], TABLE, [family])
     assert table is TABLE and found.row == found.before and "by definition" in found.note
+
+
+def test_a_score_that_falls_to_a_floor_is_met_in_the_middle_and_not_on_the_floor():
+    """A baseline that loses 65 percent of its score and no more: the farthest amount would flatten every level."""
+
+    def measure(family, amounts):
+        return [0.65 * (1 - 2.0 ** -(amount / 5.0)) for amount in amounts]
+
+    _, (found,) = calibrate(measure, TABLE, ["gauss"])
+    assert found.reached and abs(found.lost[-1] - 0.55) <= 0.06 and found.lost[0] < 0.2

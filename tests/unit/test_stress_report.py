@@ -187,7 +187,7 @@ def test_what_is_read_before_the_noise_is_the_same_and_says_why(tmp_path):
     hit = {place: {**scores, "hd-map": found.clean[place[0]]["hd-map"] + 1e-16} for place, scores in found.hit.items()}
     judged = judge(replace(found, hit=hit))
     (first, *rest) = stress_page.sentences(judged)
-    assert first == "HD-mAP is the same under head noise, because it is read before the place where that acts."
+    assert first == "HD-mAP is the same under head noise, because it is read before the place where it acts."
     assert rest and not any("HD-mAP" in sentence for sentence in rest)
     assert any("MR-mAP" in sentence for sentence in rest)
     assert all("HD-mAP" not in line.metric for answer in stress_page.answers(judged) for line in answer["lines"])

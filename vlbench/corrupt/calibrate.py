@@ -15,6 +15,7 @@ from vlbench import catalog
 from vlbench.corrupt.severities import Severities
 
 LEAST, MOST = 0.4, 0.7  # of the clean score, what level 5 is to cost
+NEAR = 0.05  # of the middle of the two: close enough to search no further
 FARTHEST = 64.0  # by which amounts are scaled, up or down
 TRIES = 7  # measurements per family beside the table's own row
 WINDOWS = (32.0, 64.0)  # widest windows that still leave five levels above a window of one clip
@@ -72,23 +73,27 @@ def _family(measure: Measure, severities: Severities, family: str) -> Calibrated
 
 
 def _factor(costs: Callable[[float], float], now: float, highest: float) -> float | None:
-    """By what to scale the last amount, searched between bounds in equal ratios; None if it is not found."""
+    """By what to scale the last amount so that it costs what lies in the middle of LEAST and MOST, or as near to that
+    as a few measurements between bounds in equal ratios come; None if none costs what it should.
+
+    The middle, because a score that has fallen as far as it can leaves no room between the levels.
+    """
     low, high = (1.0, min(FARTHEST, highest)) if now < LEAST else (1 / FARTHEST, 1.0)
+    middle, found = (LEAST + MOST) / 2, dict[float, float]()
     if now < LEAST:
         if high <= 1.0:
             return None
-        end = costs(high)
-        if end < LEAST:
+        found[high] = costs(high)
+        if found[high] < LEAST:
             return None
-        if end <= MOST:
-            return high
     for _ in range(TRIES):
-        middle = math.sqrt(low * high)
-        cost = costs(middle)
-        if LEAST <= cost <= MOST:
-            return middle
-        low, high = (middle, high) if cost < LEAST else (low, middle)
-    return None
+        factor = math.sqrt(low * high)
+        found[factor] = costs(factor)
+        if abs(found[factor] - middle) <= NEAR:
+            break
+        low, high = (factor, high) if found[factor] < middle else (low, factor)
+    fitting = [factor for factor, cost in found.items() if LEAST <= cost <= MOST]
+    return min(fitting, key=lambda factor: abs(found[factor] - middle), default=None)
 
 
 def _highest(facts: Mapping[str, Any], row: Sequence[float]) -> float:

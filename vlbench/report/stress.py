@@ -32,6 +32,7 @@ from vlbench.studies.stress import BLANK, CERTAIN, WRONG, Stressor
 CHECKPOINT = CHECKPOINTS[0]
 OVERALL = "overall"  # the key of the headline, which no family can have
 NAMED_HOLES = 8
+SAME = 1e-12  # what the mean over draws of one and the same score may be off by
 LESS_TO_LOSE = "loses less because it had less to lose"
 MORE_TO_LOSE = "loses more because it had more to lose"
 Table = Mapping[str, Floats]  # metric -> (seeds, queries), NaN where a query is outside a metric's population
@@ -39,7 +40,7 @@ Table = Mapping[str, Floats]  # metric -> (seeds, queries), NaN where a query is
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """One variant of the study. edits: what differs from its card, for arms of an ablation."""
+    """One variant of the study. edits: what differs from its card, for arms of an ablation. flops: of one inference."""
 
     name: str
     variant: str
@@ -47,6 +48,7 @@ class Subject:
     features: str
     edits: tuple[str, ...]
     parameters: int
+    flops: int | None
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,7 @@ class Stress:
     clean: arm -> scores. hit: (arm, stressor, level) -> scores, the mean over draws. kept: (arm, stressor, level) ->
     how much of the order of a handed value the noise leaves, Spearman's correlation. amounts: stressor -> level -> the
     amount as written. holes: what is missing, a line each. cells: arm -> its fits and clean scores by seed.
+    made_by: fit -> its provenance.
     """
 
     study: str
@@ -80,6 +83,7 @@ class Stress:
     kept: Mapping[tuple[str, str, int], float]
     holes: tuple[str, ...]
     cells: Mapping[str, Sequence[Mapping[str, Any]]] = field(repr=False)
+    made_by: Mapping[str, Mapping[str, Any]] = field(repr=False)
 
     @property
     def arms(self) -> tuple[str, ...]:
@@ -117,6 +121,23 @@ class Stress:
         """(seeds, queries of the metric's population), clean or under a stressor's level."""
         found = self.clean[arm] if key is None or level == 0 else self.hit[arm, key, level]
         return np.asarray(found[metric][:, self.inside(metric)])
+
+    def untouched(self, key: str, metric: str) -> bool:
+        """Whether a stressor of a head, or all families together, acts behind the place where a metric is read: no
+        score of any arm, run or query is moved. There is nothing to test then, and no curve.
+        """
+        if key == OVERALL:
+            return bool(self.families) and all(self.untouched(one.key, metric) for one in self.families)
+        one = self.stressor(key)
+        if one.on != "head":
+            return False
+        pairs = [
+            (self.scores(metric, arm), self.scores(metric, arm, key, level))
+            for arm in self.arms
+            if self.has(arm, key)
+            for level in one.levels
+        ]
+        return bool(pairs) and all(np.abs(clean - spoiled).max() < SAME for clean, spoiled in pairs)
 
     def labels(self, metric: str) -> list[str] | None:
         """One cluster per query of the metric's population, or None where each stands for itself."""
@@ -219,6 +240,9 @@ def read(store: Store, study: str, *, allow_missing: bool = False) -> Stress:
         kept=kept,
         holes=tuple(holes),
         cells={name: list(entries[name]["cells"]) for name in names},
+        made_by={
+            str(cell["fit"]): store.made_by(str(cell["fit"])) or {} for name in names for cell in entries[name]["cells"]
+        },
     )
 
 
@@ -230,6 +254,7 @@ def _subject(entry: Mapping[str, Any]) -> Subject:
         features=str(entry.get("features", "")),
         edits=tuple(entry.get("edits", ())),
         parameters=int(entry["parameters"]),
+        flops=None if entry.get("flops") is None else int(entry["flops"]),
     )
 
 
@@ -388,6 +413,8 @@ def judge(stress: Stress) -> Judged:
         if len(stress.arms) > 1:
             groups = [(OVERALL, stress.families), *((one.key, (one,)) for one in stress.families)]
             for key, ones in groups if stress.families else ():
+                if stress.untouched(key, metric):
+                    continue
                 orders[key, metric] = robustness.ranking(
                     {arm: stress.scores(metric, arm) for arm in stress.arms},
                     {arm: _corrupted(stress, arm, ones, metric) for arm in stress.arms},
@@ -509,6 +536,7 @@ def _gaps(stress: Stress) -> list[Gap]:
                 for one in stress.stressors
                 if one.role == "family" and stress.has(arm, one.key) and stress.has(base, one.key)
             ]
+    drafts = [draft for draft in drafts if not stress.untouched(draft[1], draft[2])]
     found = [_loses_less(stress, arm, base, ones, metric) for arm, _, metric, ones in drafts]
     corrupted = [
         contrast(

@@ -45,7 +45,7 @@ def curves(judged: Judged) -> list[Plot]:
         panels = []
         for one in ones:
             points = [point for point in judged.points if (point.key, point.metric) == (one.key, metric)]
-            if not points:
+            if not points or stress.untouched(one.key, metric):
                 continue
             said = "; ".join(f"{arm} {_ends(judged, points, arm, metric)}" for arm in stress.arms)
             panels.append(

@@ -10,13 +10,11 @@ import csv
 import hashlib
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
-
-import numpy as np
 
 from vlbench.canon import digest
 from vlbench.errors import PlanError, VlbenchError
@@ -30,14 +28,13 @@ from vlbench.report.methods import CLAIM_SEEDS
 from vlbench.report.page import Entry, Line, Section, render
 from vlbench.report.stress import OVERALL, Gap, Judged, Stress, judge, read
 from vlbench.report.stress_figures import label
-from vlbench.report.tables import Cell, Column, Table, rich_table
+from vlbench.report.tables import DEVICE_NOTES, MEMORY_NOTES, Cell, Column, Table, rich_table
 from vlbench.runs.store import Store
 from vlbench.stats.design import PHRASES
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-SAME = 1e-12  # what the mean over draws of one and the same score may be off by
 FORMAT = 1  # of results.json, raised when a key changes its meaning
 
 
@@ -68,7 +65,7 @@ def answers(judged: Judged) -> list[dict[str, Any]]:
             line
             for metric in stress.primary
             for key in keys
-            if not _behind(judged, key, metric)
+            if not stress.untouched(key, metric)
             if (line := _kept_line(judged, subject.name, key, metric)) is not None
         ]
         if lines:
@@ -90,31 +87,13 @@ def said_first(judged: Judged) -> list[str]:
     """
     found = unreached(judged.stress.notes)
     for metric in judged.stress.primary:
-        keys = [label(one.key) for one in judged.stress.stressors if _behind(judged, one.key, metric)]
+        keys = [label(one.key) for one in judged.stress.stressors if judged.stress.untouched(one.key, metric)]
         if keys:
             found.append(
                 f"{title_of(metric)} is the same under {words.listed(keys)}, because it is read before the place where "
-                "that acts."
+                f"{'it acts' if len(keys) == 1 else 'they act'}."
             )
     return found
-
-
-def _behind(judged: Judged, key: str, metric: str) -> bool:
-    """Whether a stressor of a head, or all of them together, acts behind what a metric reads: no score of any arm, run
-    or query is moved.
-    """
-    stress = judged.stress
-    if key == OVERALL:
-        return all(_behind(judged, one.key, metric) for one in stress.families)
-    if stress.stressor(key).on != "head":
-        return False
-    pairs = [
-        (stress.scores(metric, arm), stress.scores(metric, arm, key, level))
-        for arm in stress.arms
-        for level in stress.stressor(key).levels
-        if stress.has(arm, key)
-    ]
-    return bool(pairs) and all(np.abs(clean - spoiled).max() < SAME for clean, spoiled in pairs)
 
 
 def _kept_line(judged: Judged, arm: str, key: str, metric: str) -> Line | None:
@@ -134,9 +113,7 @@ def _kept_line(judged: Judged, arm: str, key: str, metric: str) -> Line | None:
 def headline_gaps(judged: Judged, arm: str) -> list[Gap]:
     """What a variant is judged by: all families at once where there are any that all variants share, else each."""
     wanted = [OVERALL] if judged.stress.families else [one.key for one in judged.stress.stressors]
-    return [
-        gap for gap in judged.gaps if gap.arm == arm and gap.key in wanted and not _behind(judged, gap.key, gap.metric)
-    ]
+    return [gap for gap in judged.gaps if gap.arm == arm and gap.key in wanted]
 
 
 def _gap_line(gap: Gap) -> Line:
@@ -188,7 +165,7 @@ def order_sentences(judged: Judged) -> list[str]:
     """Whether the order of variants changes, over all families."""
     found = []
     for (key, metric), order in judged.orders.items():
-        if key != OVERALL or _behind(judged, key, metric):
+        if key != OVERALL:
             continue
         same = order.clean == order.corrupt
         seen = "the same order" if same else f"another order ({', '.join(order.corrupt)})"
@@ -461,26 +438,51 @@ def handed_table(judged: Judged) -> Table | None:
 
 
 def cells_table(judged: Judged) -> Table:
-    """The fits behind the numbers."""
+    """The fits behind the numbers, and what they cost."""
+    costs = _costs(judged.stress)
     columns = (
         Column("Variant"),
         Column("Seed", True),
         Column("Fit"),
         Column("Clean score"),
         Column("Parameters", True),
+        Column("FLOPs", True, "of one inference on the longest video and query; a multiply-add counts as two"),
+        *(column for column, _ in costs),
     )
     rows = tuple(
         (
             Cell(subject.name),
-            Cell(str(cell["seed"]), int(cell["seed"])),
-            Cell(str(cell["fit"])),
-            Cell(str(cell["score"])),
+            Cell(str(one["seed"]), int(one["seed"])),
+            Cell(str(one["fit"])),
+            Cell(str(one["score"])),
             Cell(words.count(subject.parameters), subject.parameters),
+            Cell(words.NOTHING if subject.flops is None else words.count(subject.flops), subject.flops),
+            *(cell(judged.stress.made_by[str(one["fit"])]) for _, cell in costs),
         )
         for subject in judged.stress.subjects
-        for cell in judged.stress.cells[subject.name]
+        for one in judged.stress.cells[subject.name]
     )
     return Table("fits", "The fits that were scored, clean and corrupted.", columns, rows)
+
+
+def _costs(stress: Stress) -> list[tuple[Column, Callable[[Mapping[str, Any]], Cell]]]:
+    """What training a fit took, where its provenance says so."""
+    known = [made for made in stress.made_by.values() if "device_seconds" in made]
+    if not known:
+        return []
+    kinds = {"GPU" if str(made["device"]).startswith("cuda") else "CPU" for made in known}
+    device = kinds.pop() if len(kinds) == 1 else "Device"
+    return [
+        (Column("Training", True), lambda made: Cell(words.duration(made.get("seconds")), made.get("seconds"))),
+        (
+            Column(f"{device} time", True, DEVICE_NOTES[device]),
+            lambda made: Cell(words.duration(made.get("device_seconds")), made.get("device_seconds")),
+        ),
+        (
+            Column("Peak memory", True, MEMORY_NOTES[device]),
+            lambda made: Cell(words.memory(made.get("peak_bytes")), made.get("peak_bytes")),
+        ),
+    ]
 
 
 # --- the page ---------------------------------------------------------------------------------------------------------
