@@ -192,3 +192,16 @@ def test_what_is_read_before_the_noise_is_the_same_and_says_why(tmp_path):
     assert any("MR-mAP" in sentence for sentence in rest)
     assert all("HD-mAP" not in line.metric for answer in stress_page.answers(judged) for line in answer["lines"])
     assert "read before the place" not in " ".join(stress_page.sentences(judge(found)))
+
+
+def test_the_fits_say_what_they_cost_where_it_is_known(tmp_path):
+    store = build(tmp_path, {"a": 0.5}, falling)
+    judged = judge(read(store, "stress-toy"))
+    assert "Peak memory" not in {column.title for column in stress_page.cells_table(judged).columns}
+    for cell in judged.stress.cells["a"]:
+        store.folder(cell["fit"]).mkdir(parents=True)
+        made_by = {"device": "cuda:0", "seconds": 90.0, "device_seconds": 45.0, "peak_bytes": 1_500_000_000}
+        (store.folder(cell["fit"]) / "made_by.json").write_text(json.dumps(made_by))
+    table = stress_page.cells_table(judge(read(store, "stress-toy")))
+    row = dict(zip((column.title for column in table.columns), (cell.text for cell in table.rows[0]), strict=True))
+    assert (row["FLOPs"], row["Training"], row["GPU time"], row["Peak memory"]) == ("10", "1m30s", "45s", "1.5 GB")

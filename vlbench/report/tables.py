@@ -86,9 +86,9 @@ def cost(frame: Frame, *, flops: bool = False) -> list[tuple[Column, Callable[[A
 
 
 DEVICE_NOTES = {
-    "CPU": "mean processor time of one training run",
-    "GPU": "mean time for which one training run held a GPU, divided among those that shared it",
-    "Device": "mean of one training run: processor time on a CPU, time for which a GPU was held",
+    "CPU": "processor time of training, the mean where there are several runs",
+    "GPU": "time for which training held a GPU, divided among runs that shared it; the mean of several",
+    "Device": "processor time of training on a CPU, time for which it held a GPU; the mean of several runs",
 }
 MEMORY_NOTES = {
     "CPU": "memory of the process, libraries and mapped features included",
