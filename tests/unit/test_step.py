@@ -3,6 +3,7 @@ recorded looks at no value. What a GPU records is stood for by a recorder that s
 
 from __future__ import annotations
 
+import contextlib
 import json
 from dataclasses import replace
 from functools import cache
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import vlbench.train.step as step_module
 from vlbench.cards.library import load_variant
@@ -249,6 +251,45 @@ def test_a_compiled_step_is_given_full_batches_alone(monkeypatch, place_by_place
     assert made.how == "compiled"
     assert_alike(trained(made), place_by_place)
     assert shapes == [35] * 4
+
+
+# --- a device that is never read --------------------------------------------------------------------------------------
+
+
+class FromTheHost(TorchDispatchMode):
+    """Notes operations on the host's tensors: what a step brings to the device, which has to be nothing."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = set()
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        out = operation(*args, **(kwargs or {}))
+        if any(isinstance(one, torch.Tensor) and one.device.type == "cpu" for one in tree_leaves((args, kwargs, out))):
+            self.found.add(str(operation))
+        return out
+
+
+@pytest.mark.parametrize("changes", [{}, {"model__feedback__use": "both"}], ids=["released", "both ways"])
+def test_a_step_neither_reads_a_device_nor_feeds_it(changes, monkeypatch):
+    """The device here holds shapes and no values, so whatever asks for a value fails."""
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)  # for its recurrence, which has shapes alone
+    chosen, device = variant(**changes), torch.device("meta")
+    recipe, model = Recipe.of(chosen.recipe), build(chosen, split(), seed=3).to(device).train()
+    criterion = Criterion.of(chosen, split().dataset.trains)
+    batch = next(split().training(3, 0, 35, padding="split"))
+    inputs, targets = to_inputs(batch, device), to_targets(batch, device)
+    made = Stepper(model, criterion, torch.optim.SGD(model.parameters()), recipe, device)
+    loss_of = step_module.loss_function(model, criterion, recipe.precision)
+    words = torch.empty(step_module.Places(model, recipe.precision).of(inputs).draws, dtype=torch.int64, device=device)
+    with FromTheHost() as host:
+        made.step(inputs, targets, frozen=False)
+        given = step_module.fields(inputs), step_module.fields(targets)
+        total, terms, finite = loss_of(*given, words.view(torch.int16), torch.zeros((), device=device))
+        norm = made.learn(total, frozen=False)
+        made.noted.note(terms, torch.cat((finite, torch.isfinite(norm)[None])))
+    assert not host.found
 
 
 # --- bfloat16 ---------------------------------------------------------------------------------------------------------
