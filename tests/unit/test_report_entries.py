@@ -6,7 +6,7 @@ import os
 import pytest
 
 from tests.unit.report_store import build_store, make_scores
-from vlbench.report import entries, write
+from vlbench.report import entries, stamps, write
 
 
 @pytest.fixture
@@ -101,7 +101,7 @@ def test_what_a_line_follows_from_makes_it_anew(store, tmp_path, judged, change)
 
 def test_other_code_judges_anew(store, tmp_path, judged, monkeypatch):
     write.write_index(store, tmp_path / "out")
-    monkeypatch.setattr(entries, "_code", lambda: ["another version"])
+    monkeypatch.setattr(stamps, "code", lambda: ["another version"])
     write.write_index(store, tmp_path / "out")
     assert len(judged) == 4
 

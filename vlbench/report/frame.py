@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from vlbench import catalog
 from vlbench.cards.kinds import Claim, Design, Factor, against_baseline
 from vlbench.errors import DataError, PlanError, StoreError
+from vlbench.report.stamps import Stamp, of_study
 from vlbench.report.words import counted, listed
 from vlbench.runs.cells import CHECKPOINTS, SCORED
 from vlbench.runs.looks import Tally, tally
@@ -154,7 +155,8 @@ class Frame:
     those whose arms are all here. unsaid: the names of the planned claims whose arms are not. judged_kind: of the
     plan's first claim. design: of a study that crosses several components. looks: the numbers of seeds at which a
     sequential study may stop, declared before the first. looked: what was shown of this study before. title: of the
-    component, where its card says. ledger: how often the store's studies looked at the reporting split.
+    component, where its card says. ledger: how often the store's studies looked at the reporting split. stamp: of what
+    was read.
     """
 
     study: str
@@ -184,6 +186,7 @@ class Frame:
     looked: tuple[Look, ...] = ()
     title: str = ""
     ledger: Tally | None = None
+    stamp: Stamp = field(default_factory=Stamp, repr=False)
 
     @property
     def rules(self) -> tuple[str, ...]:
@@ -334,6 +337,7 @@ def read(store: Store, study: str, *, allow_missing: bool = False) -> Frame:
         compare. StoreError if the store has no such study, or a file is not what its record says. DataError if the arms
         were not scored on the same queries.
     """
+    stamp = of_study(store, study, allow_missing=allow_missing)
     plan = store.load_plan(study)
     command = command_of(plan)
     planned = tuple(int(seed) for seed in plan["seeds"])
@@ -386,6 +390,7 @@ def read(store: Store, study: str, *, allow_missing: bool = False) -> Frame:
         ledger=_ledger(store, plan),
         title=str(plan.get("title", "")),
         looked=tuple(_look(look) for look in store.looks(study)),
+        stamp=stamp,
     )
 
 

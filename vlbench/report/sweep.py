@@ -29,8 +29,10 @@ from vlbench.report import frame as frames
 from vlbench.report.compare import Comparison, compare, subject
 from vlbench.report.frame import title_of
 from vlbench.report.page import Entry, Line, Section
+from vlbench.report.stamps import of_study, of_sweep
 from vlbench.report.sweep_figures import value_text
 from vlbench.report.tables import MEMORY_NOTES, Cell, Column, Table
+from vlbench.report.written import note, standing
 from vlbench.runs.store import Store
 from vlbench.stats.sweep import expected_best, expected_max
 from vlbench.studies.sweep import FILE, FORMAT
@@ -904,13 +906,16 @@ def write(
     index: bool = True,
     refresh_s: float | None = None,
 ) -> list[Path]:
-    """The report of one sweep under ``out/<study>/``.
+    """The report of one sweep under ``out/<study>/``; one that stands there as it would be written now is left alone.
 
     Args: format: all, html, md, csv or json. index: link to the index page. refresh_s: as in ``to_html``.
     Returns: the files, in the order written; ``manifest.json`` is the last.
     Raises: StoreError if there is no such sweep or a file cannot be written, PlanError for a format it does not have.
     """
-    sweep, folder = read(store, study), out / study
+    folder, form, stamp = out / study, (format, index, refresh_s), _stamp(store, study)
+    if (there := standing(store, study, folder, stamp, form)) is not None:
+        return there
+    sweep = read(store, study)
     texts = {
         "md": ("report.md", to_markdown),
         "csv": ("trials.csv", to_csv),
@@ -946,7 +951,19 @@ def write(
         "files": made,
     }
     save("manifest.json", files.json_text(content).encode())
+    note(store, study, folder, stamp, form, written)
     return written
+
+
+def _stamp(store: Store, study: str) -> str:
+    """What the report of a sweep follows from, as a digest; empty while its final study is not complete."""
+    path = store.study_folder(study) / FILE
+    try:
+        text = path.read_bytes()
+        final = (read_json(path) or {}).get("final")
+        return of_sweep(text, None if final is None else of_study(store, str(final["study"]), allow_missing=False))
+    except (OSError, StoreError):  # there is none, or it travelled without its final study
+        return ""
 
 
 def watch(

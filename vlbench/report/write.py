@@ -19,6 +19,9 @@ from vlbench.report.entries import keep, kept, stamp
 from vlbench.report.explorer import explore
 from vlbench.report.frame import Frame, read
 from vlbench.report.page import Entry, Report, entry_of, index_page, study_page
+from vlbench.report.stamps import of_study, own_look
+from vlbench.report.written import note, standing
+from vlbench.runs.cells import CHECKPOINTS
 from vlbench.runs.store import Store
 
 Format = Literal["all", "html", "md", "csv", "latex", "json"]
@@ -37,7 +40,9 @@ _TEXTS: tuple[tuple[Format, str, Callable[[Comparison, latex.Spread], str]], ...
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of one study: the files that were written, or the reason why there are none."""
+    """What became of one study: its files, or the reason why there are none. comparison: None for other kinds of study,
+    and for a report that stands as it would be written now.
+    """
 
     study: str
     written: tuple[Path, ...] = ()
@@ -56,7 +61,7 @@ def write(
     spread: latex.Spread = "sd",
     comparison: Comparison | None = None,
 ) -> list[Path]:
-    """The report of one study under ``out/<study>/``.
+    """The report of one study under ``out/<study>/``; one that stands there as it would be written now is left alone.
 
     Args: format: one of the formats, or "all" with figures. index: link to the index page, which
         ``write_index`` writes. spread: what LaTeX tables print after ±. comparison: of the same study where it was made
@@ -65,8 +70,22 @@ def write(
     Raises: PlanError for holes (see ``frame.read``) or an unknown format, StoreError where files cannot be written.
     """
     if comparison is None:
+        paths = _standing(store, study, out, allow_missing, format, index, spread)
+        if paths is not None:
+            return paths
         comparison = compare(read(store, study, allow_missing=allow_missing))
     return _write(store, comparison, out, format, index, spread)
+
+
+def _standing(
+    store: Store, study: str, out: Path, allow_missing: bool, format: Format, index: bool, spread: latex.Spread
+) -> list[Path] | None:
+    """The files of a report that need not be made again, or None; nothing is read but the state of files."""
+    stamp = of_study(store, study, allow_missing=allow_missing).whole
+    paths = standing(store, study, out / study, stamp, (CHECKPOINTS[0], format, index, spread))
+    if paths is not None:
+        store.note_look(study, **own_look(store.load_plan(study)))
+    return paths
 
 
 def write_all(
@@ -98,11 +117,19 @@ def write_all(
             if study in searched:
                 outcome = Outcome(study, tuple(sweep.write(store, study, out, format=format, index=pages)))
             elif study in stressed:
-                written = stress_page.write(store, study, out, allow_missing=allow_missing, format=format, index=pages)
-                outcome = Outcome(study, tuple(written))
+                stamp, form = of_study(store, study, allow_missing=allow_missing).whole, (format, pages)
+                paths = standing(store, study, out / study, stamp, form)
+                if paths is None:
+                    paths = stress_page.write(
+                        store, study, out, allow_missing=allow_missing, format=format, index=pages
+                    )
+                    note(store, study, out / study, stamp, form, paths)
+                outcome = Outcome(study, tuple(paths))
             elif study in moved:
                 both = transfer.retained(store, *moved[study], allow_missing=allow_missing)
                 outcome = Outcome(study, tuple(transfer.write(store, both, out, index=pages)))
+            elif (there := _standing(store, study, out, allow_missing, format, pages, spread)) is not None:
+                outcome = Outcome(study, tuple(there))
             else:
                 found = compare(read(store, study, allow_missing=allow_missing))
                 outcome = Outcome(study, tuple(_write(store, found, out, format, pages, spread)), found)
@@ -122,14 +149,20 @@ def write_index(store: Store, out: Path, *, allow_missing: bool = False, known: 
     known: studies that were judged already, so that they are not judged again.
     """
     by_name = {outcome.study: outcome for outcome in known}
-    entries = [
-        _entry(store, by_name[study], out) if study in by_name else _judged(store, study, out, allow_missing)
-        for study in store.studies("ablation")
-    ]
+    entries = [_line(store, study, by_name.get(study), out, allow_missing) for study in store.studies("ablation")]
     entries += [*sweep.entries(store, out), *stress_page.entries(store, out), *transfer.entries(store, out)]
     path = out / "index.html"
     files.save(path, index_page(entries).encode())
     return path
+
+
+def _line(store: Store, study: str, known: Outcome | None, out: Path, allow_missing: bool) -> Entry:
+    if known is None or (known.comparison is None and known.problem is None):
+        return _judged(store, study, out, allow_missing)
+    entry = _entry(store, known, out)
+    if known.comparison is not None and (judged := known.comparison.frame.stamp.judged):
+        keep(store, study, judged, entry)
+    return entry
 
 
 def _judged(store: Store, study: str, out: Path, allow_missing: bool) -> Entry:
@@ -170,7 +203,9 @@ def _write(
     frame = comparison.frame
     if not frame.holes:
         store.note_look(frame.study, len(frame.seeds), frame.margin, frame.looks, frame.primary)
-    folder = out / frame.study
+    folder, form = out / frame.study, (comparison.checkpoint, format, index, spread)
+    if (there := standing(store, frame.study, folder, frame.stamp.whole, form)) is not None:
+        return there
     texts = [(name, make) for kind, name, make in _TEXTS if format in ("all", kind)]
     plots = tuple(figures.plots(comparison)) if format in ("all", "html") else ()
     drawn = [(f"figures/{plot.name}", plot) for plot in plots] if format == "all" else []
@@ -192,6 +227,7 @@ def _write(
         save("index.html", study_page(report, index=index).encode())
     made = {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in written}
     save(MANIFEST, files.json_text(manifest(store, comparison, made)).encode())
+    note(store, frame.study, folder, frame.stamp.whole, form, written)
     return written
 
 
