@@ -330,7 +330,7 @@ def sparkline(values: Sequence[float], low: float, high: float) -> str:
 
 def _values(key: KeyDiff) -> tuple[str, str, str]:
     def shown(value: object) -> str:
-        if isinstance(value, float) and key.key in ("seconds", "wall"):
+        if isinstance(value, float) and key.key in ("seconds", "wall", "device_seconds"):
             return f"{value:.1f}"
         return "(absent)" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 

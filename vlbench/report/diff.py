@@ -31,7 +31,8 @@ Kind = Literal["variant", "cell", "file"]
 
 PRIMARY = ("mr-map", "hd-map")
 ELSEWHERE = ("hd-top5-map", "hd-ap")  # of datasets that label every clip, where neither of the two exists
-COSTS = ("finished", "seconds", "wall", "resumed")  # of a provenance: what a run took, not where it ran
+# of a provenance: what a run took, not where it ran
+COSTS = ("finished", "seconds", "wall", "device_seconds", "peak_bytes", "resumed")
 DIGEST_SHOWN = 12
 TIE = 1e-9  # fractions: summation in another order moves the last digits, and is no difference
 FILE_ENDINGS = (".jsonl", ".jsonl.gz", ".json", ".json.gz")

@@ -11,7 +11,7 @@ import contextlib
 import time
 import traceback
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import groupby
 from pathlib import Path
@@ -32,6 +32,7 @@ from vlbench.runs.store import Store
 from vlbench.runs.work import THREADS, Options, device_of, digests, now, open_split, write_queries
 from vlbench.train.batch import Split, Strangers
 from vlbench.train.checkpoint import load_weights
+from vlbench.train.cost import Meter, forget_peak
 from vlbench.train.loop import WEIGHTS, build
 from vlbench.train.predict import NotReached, predict, predict_spoiled
 from vlbench.train.recipe import Recipe
@@ -174,10 +175,13 @@ def run_spoiled(cells: Sequence[Score], store: Store, options: Options) -> None:
 
 def _run_group(cells: Sequence[Score], bench: Bench, store: Store) -> None:
     """Score one group and finish its cells."""
-    started = time.perf_counter()
+    forget_peak(bench.options.device)
+    started, meter = time.perf_counter(), Meter(bench.options.device, bench.options.share)
     corruptions = [cell.corruption for cell in cells if cell.corruption is not None]
     results = bench.run(corruptions, metrics=tuple(cells[0].metrics), mode=cells[0].mode)
-    cost = {"seconds": (time.perf_counter() - started) / len(cells), "threads": THREADS}
+    spent = meter.lap()
+    spent = replace(spent, device_seconds=spent.device_seconds / len(cells))
+    cost = {"seconds": (time.perf_counter() - started) / len(cells), **spent.as_json(), "threads": THREADS}
     made_by = {**provenance(bench.options.device), **cost}
     for cell, corruption, result in zip(cells, corruptions, results, strict=True):
         folder = store.folder(cell.id)
