@@ -3,18 +3,22 @@ one shape where a recipe asks for it, and nothing but padding changed by it."""
 
 from __future__ import annotations
 
+import gc
 from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from vlbench.cards.kinds import Features
 from vlbench.corrupt.base import Noise, corruption
 from vlbench.data.base import open_dataset
-from vlbench.data.packed import Packed
+from vlbench.data.packed import Column, Packed, Table
+from vlbench.data.samples import Shape, divisors
 from vlbench.streams import stream
-from vlbench.train.batch import MEGA, Split, Strangers
+from vlbench.train.batch import MEGA, Split, Strangers, to_inputs
+from vlbench.train.resident import Resident, needed
 from vlbench.workspace import find
 
 FEATURES = Features(("slowfast", "clip"), ("clip",))
@@ -103,7 +107,7 @@ def test_padding_to_the_split_gives_every_batch_one_shape_and_changes_nothing_el
         assert other.spans_cw.shape[:2] == other.span_mask.shape == (size, shape.spans)
         for name, values in arrays(one).items():
             wide = getattr(other, name)
-            if name == "qids" or values.shape == wide.shape:
+            if name in ("qids", "given") or values.shape == wide.shape:
                 assert np.array_equal(values, wide)
                 continue
             assert np.array_equal(wide[:, : values.shape[1]], values)
@@ -135,3 +139,61 @@ def test_the_shape_follows_the_labels_of_a_mislabelled_split(split: Split) -> No
     other = split.mislabelled(noise)
     batch = next(other.training(3, 0, 16, padding="split"))
     assert batch.spans_cw.shape[1] == other.shape.spans
+
+
+# --- features that rest on a device -----------------------------------------------------------------------------------
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("padding", ["batch", "split"])
+def test_a_batch_that_is_gathered_on_a_device_is_that_of_the_host_within_1e_7(split: Split, padding: str) -> None:
+    resting = split.resting_on(CPU, 1e12)
+    assert resting is not split and resting.resident is not None
+    pairs = zip(split.training(3, 1, 16, padding=padding), resting.training(3, 1, 16, padding=padding), strict=True)
+    for host, device in pairs:
+        mine, theirs = to_inputs(host, CPU), to_inputs(device, CPU)
+        for name in ("clips", "clip_mask", "words", "word_mask"):
+            one, other = getattr(mine, name), getattr(theirs, name)
+            assert one.dtype == other.dtype and one.shape == other.shape
+            assert torch.allclose(one.float(), other.float(), rtol=0, atol=1e-7)
+        for name, values in arrays(host).items():  # masks and answers stay on the host, the same
+            if name not in ("clips", "words", "given"):
+                assert np.array_equal(values, getattr(device, name))
+        assert device.clips.shape == (*host.clips.shape[:2], 0)
+    for (_, host), (_, device) in zip(split.evaluation(16), resting.evaluation(16), strict=True):
+        assert torch.allclose(to_inputs(host, CPU).clips, to_inputs(device, CPU).clips, rtol=0, atol=1e-7)
+
+
+def test_features_of_several_lengths_and_dtypes_rest_as_they_are() -> None:
+    rng = np.random.default_rng(1)
+    counts = [np.array([5, 3, 8]), np.array([4, 6, 8])]
+    dtypes = [np.float16, np.uint8]
+    columns = []
+    for count, dtype in zip(counts, dtypes, strict=True):
+        rows = np.abs(rng.normal(scale=40, size=(int(count.sum()), 7))).astype(dtype)
+        first = np.cumsum(count) - count
+        places = {str(at): (int(start), int(n)) for at, (start, n) in enumerate(zip(first, count, strict=True))}
+        columns.append(Column.of(Table(rows, divisors(rows), places), list(places)))
+    made = Packed((), tuple(columns), (columns[0],))
+    rows = np.array([2, 0, 1])
+    host, there = made.batch(rows, Shape(9, 9, 1)), Resident(made, CPU).inputs(rows, Shape(9, 9, 1))
+    for name in ("clips", "clip_mask", "words", "word_mask"):
+        assert np.allclose(getattr(host, name), getattr(there, name).numpy(), rtol=0, atol=1e-7)
+    assert Resident(made, CPU).video[0].table.rows.dtype == torch.float16
+
+
+def test_features_rest_only_where_they_fit_and_splits_share_a_table(split: Split) -> None:
+    size = needed(split.packed, CPU)
+    tables = [column.table for column in (*split.packed.video, *split.packed.text)]
+    assert size == sum(table.rows.nbytes + table.divisors.nbytes for table in tables)
+    assert split.resting_on(CPU, size - 1) is split
+    resting = split.resting_on(CPU, size)
+    assert needed(split.packed, CPU) == 0
+    again = split.resting_on(CPU, 0)  # what rests already needs no room
+    assert again.resident is not None and resting.resident is not None
+    assert again.resident.video[0].table is resting.resident.video[0].table
+    del resting, again
+    gc.collect()
+    assert needed(split.packed, CPU) == size
+    assert split.on(CPU) is split

@@ -37,7 +37,6 @@ if TYPE_CHECKING:
 
 
 Counts = NDArray[np.int64]
-New = Callable[[tuple[int, ...]], Float32]  # an array of this shape, whatever is in it
 
 CHUNK = 4096  # rows that are looked at together
 ABANDONED_S = 24 * 3600.0  # longer than any table takes to build
@@ -128,16 +127,15 @@ class Packed:
         """Clips (n, F+2) and words (m, G) of one query, bit for bit those of ``samples.inputs``."""
         return combine(*self.raw(index))
 
-    def batch(self, rows: Counts, least: Shape = NO_SHAPE, new: New | None = None) -> Padded:
+    def batch(self, rows: Counts, least: Shape = NO_SHAPE) -> Padded:
         """The samples of these queries padded to one batch, bit for bit as ``samples.collate`` does it.
 
-        Args: rows: (B,) places of queries. least: what to pad to where none is longer. new: makes the arrays, such as
-        in memory that a device reads from; None: NumPy's.
+        Args: rows: (B,) places of queries. least: what to pad to where none is longer.
         """
         clips, words = (lengths[rows] for lengths in self.lengths)
         return Padded(
-            *_gathered(self.video, rows, clips, least.clips, new, places=True),
-            *_gathered(self.text, rows, words, least.words, new, places=False),
+            *_gathered(self.video, rows, clips, least.clips, places=True),
+            *_gathered(self.text, rows, words, least.words, places=False),
         )
 
 
@@ -147,7 +145,7 @@ def _shortest(columns: Sequence[Column]) -> Counts:
 
 
 def _gathered(
-    columns: Sequence[Column], rows: Counts, counts: Counts, least: int, new: New | None, *, places: bool
+    columns: Sequence[Column], rows: Counts, counts: Counts, least: int, *, places: bool
 ) -> tuple[Float32, NDArray[np.bool_]]:
     """(B, N, F) the normalised rows of each query side by side, zeros behind its end, and the mask of what is real.
 
@@ -155,7 +153,7 @@ def _gathered(
     """
     longest = max(least, int(counts.max()))
     widths = [column.table.rows.shape[1] for column in columns]
-    out = (new or _empty)((len(rows), longest, sum(widths) + 2 * places))
+    out = np.empty((len(rows), longest, sum(widths) + 2 * places), np.float32)
     for row, n in enumerate(counts.tolist()):
         out[row, n:] = 0
         if places:
@@ -183,10 +181,6 @@ def _float32(rows: Rows) -> Float32:
     wide = bits.view(np.float32)
     wide *= np.float32(2.0**112)
     return wide
-
-
-def _empty(shape: tuple[int, ...]) -> Float32:
-    return np.empty(shape, np.float32)
 
 
 def channel_moments(dataset: Dataset, role: str, encoder: str, cache: Path | None) -> tuple[Float32, Float32]:

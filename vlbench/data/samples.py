@@ -50,7 +50,8 @@ class Batch:
     """Samples padded with zeros on the right to the longest of the batch; masks are True where an entry is real.
 
     clips (B, L, F+2), clip_mask (B, L), words (B, W, G), word_mask (B, W), spans_cw (B, N, 2), span_mask (B, N),
-    saliency (B, L), salient (B, L), positive (B, P), negative (B, P). Without targets N and P are 0.
+    saliency (B, L), salient (B, L), positive (B, P), negative (B, P). Without targets N and P are 0. given: the inputs
+    as a model takes them where they are on its device already; clips and words are then without columns.
     """
 
     qids: tuple[Qid, ...]
@@ -64,6 +65,7 @@ class Batch:
     salient: NDArray[np.bool_]
     positive: Clips
     negative: Clips
+    given: Any = None
 
 
 @dataclass(frozen=True, slots=True)

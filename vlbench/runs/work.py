@@ -243,6 +243,7 @@ def _run_score(cell: Score, folder: Path, store: Store, options: Options) -> tup
     reporting = open_split(cell, "report", cell.features, options)
     rule = reporting.dataset.split_rule("report")
     device, recipe = device_of(options.device), Recipe.of(trained.variant.recipe)
+    reporting = reporting.on(device, options.share)
     model = build(trained.variant, reporting, trained.seed).to(device)
     store.require_weights(cell.fit, WEIGHTS.values())
     fitted = store.record(cell.fit) or {}

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import replace
 from functools import cached_property
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -18,10 +19,23 @@ from vlbench.corrupt.base import INPUTS, Corruption, Noise, Rows, Sample, spoil,
 from vlbench.data.base import Dataset
 from vlbench.data.labels import LabelTable, nothing_known
 from vlbench.data.packed import Packed
-from vlbench.data.samples import MAX_WINDOWS, NO_SHAPE, Batch, Shape, clips_inside, collate, combine
+from vlbench.data.samples import (
+    MAX_WINDOWS,
+    NO_SHAPE,
+    Batch,
+    Float32,
+    Padded,
+    Shape,
+    clips_inside,
+    collate,
+    combine,
+)
 from vlbench.data.types import Query
 from vlbench.nn.model import Inputs, Targets
 from vlbench.streams import stream
+from vlbench.train.resident import Resident, can_rest, needed, room
+
+Sides = TypeVar("Sides", Inputs, Targets)
 
 MEGA = 50  # batches that are sorted by length together
 
@@ -36,6 +50,7 @@ class Split:
     def __init__(self, dataset: Dataset, role: str, features: Features, packed: Packed) -> None:
         self.dataset, self.role, self.features, self.packed = dataset, role, features, packed
         self.queries: tuple[Query, ...] = dataset.queries(role)
+        self.resident: Resident | None = None
 
     def __len__(self) -> int:
         return len(self.queries)
@@ -48,7 +63,7 @@ class Split:
         draws: for the sampled saliency pairs and window subsets; None: without targets. least: what to pad to.
         """
         places = np.asarray(rows, dtype=np.int64)
-        padded = self.packed.batch(places, least)
+        padded, given = self._inputs(places, least)
         size, clips = padded.clip_mask.shape
         answers = nothing_known(size, clips) if draws is None else self.labels.batch(places, draws, clips, least.spans)
         return Batch(
@@ -63,7 +78,31 @@ class Split:
             salient=answers.salient,
             positive=answers.positive,
             negative=answers.negative,
+            given=given,
         )
+
+    def _inputs(self, rows: NDArray[np.int64], least: Shape) -> tuple[Padded, Inputs | None]:
+        if self.resident is None:
+            return self.packed.batch(rows, least), None
+        clips, words = (lengths[rows] for lengths in self.packed.lengths)
+        shape = Shape(max(least.clips, int(clips.max())), max(least.words, int(words.max())), least.spans)
+        padded = Padded(*_only_masks(clips, shape.clips), *_only_masks(words, shape.words))
+        return padded, self.resident.inputs(rows, shape)
+
+    def on(self, device: torch.device, share: float = 1.0) -> Split:
+        """The split with its features on a GPU, where they fit into half of what is free of it; or else itself.
+
+        share: the part of the device's memory that is this process's.
+        """
+        return self.resting_on(device, room(device, share)) if device.type == "cuda" else self
+
+    def resting_on(self, device: torch.device, room_bytes: float) -> Split:
+        """The split with its features on a device, if they take no more than so many bytes; or else itself."""
+        if not can_rest(self.packed) or needed(self.packed, device) > room_bytes:
+            return self
+        other = copy(self)
+        other.resident = Resident(self.packed, device)
+        return other
 
     @cached_property
     def labels(self) -> LabelTable:
@@ -209,23 +248,42 @@ def _parts(sample: Sample) -> tuple[list[Rows], list[Rows]]:
     return list(sample.clips.values()), list(sample.words.values())
 
 
+def _only_masks(counts: NDArray[np.int64], longest: int) -> tuple[Float32, NDArray[np.bool_]]:
+    """Rows without columns, and the mask of what is real."""
+    return np.zeros((len(counts), longest, 0), np.float32), np.arange(longest) < counts[:, None]
+
+
 def to_inputs(batch: Batch, device: torch.device) -> Inputs:
     """The model's side of a batch."""
-    return Inputs(
-        clips=torch.from_numpy(batch.clips),
-        clip_mask=torch.from_numpy(batch.clip_mask),
-        words=torch.from_numpy(batch.words),
-        word_mask=torch.from_numpy(batch.word_mask),
-    ).to(device)
+    if batch.given is not None:
+        given: Inputs = batch.given
+        return given.to(device)
+    return _moved(
+        Inputs(
+            clips=torch.from_numpy(batch.clips),
+            clip_mask=torch.from_numpy(batch.clip_mask),
+            words=torch.from_numpy(batch.words),
+            word_mask=torch.from_numpy(batch.word_mask),
+        ),
+        device,
+    )
 
 
 def to_targets(batch: Batch, device: torch.device) -> Targets:
     """The losses' side of a batch."""
-    return Targets(
-        spans_cw=torch.from_numpy(batch.spans_cw),
-        span_mask=torch.from_numpy(batch.span_mask),
-        saliency=torch.from_numpy(batch.saliency),
-        salient=torch.from_numpy(batch.salient).float(),
-        positive=torch.from_numpy(batch.positive),
-        negative=torch.from_numpy(batch.negative),
-    ).to(device)
+    return _moved(
+        Targets(
+            spans_cw=torch.from_numpy(batch.spans_cw),
+            span_mask=torch.from_numpy(batch.span_mask),
+            saliency=torch.from_numpy(batch.saliency),
+            salient=torch.from_numpy(batch.salient).float(),
+            positive=torch.from_numpy(batch.positive),
+            negative=torch.from_numpy(batch.negative),
+        ),
+        device,
+    )
+
+
+def _moved(tensors: Sides, device: torch.device) -> Sides:
+    """On a device; to a GPU from page-locked memory, so that nothing waits for the copy."""
+    return tensors.pinned().to(device, non_blocking=True) if device.type == "cuda" else tensors.to(device)

@@ -142,6 +142,7 @@ class Course:
         keep: bool = True,
         share: float = 1.0,
     ) -> None:
+        training, tuning = training.on(device, share), tuning.on(device, share)
         self.variant, self.tuning, self.seed, self.device = variant, tuning, seed, device
         self.folder, self.log, self.keep, self.share = folder, log, keep, share
         self.recipe = recipe = Recipe.of(variant.recipe)
