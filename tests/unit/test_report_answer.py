@@ -49,7 +49,7 @@ def test_the_page_and_markdown_say_it_first(tmp_path):
     html, text = study_page(Report(found, (), (), None)), to_markdown(found)
     for said in in_words(found):
         assert md(said) in text and text.index(md(said)) < text.index("**")
-    assert html.index('class="said"') < html.index('class="answers"')
+    assert html.index('<p class="answer">') < html.index('class="answers"')
 
 
 def test_components_that_are_crossed_have_their_own_answers(tmp_path):

@@ -32,6 +32,7 @@ from vlbench.studies.stress import BLANK, CERTAIN, WRONG, Stressor
 CHECKPOINT = CHECKPOINTS[0]
 OVERALL = "overall"  # the key of the headline, which no family can have
 NAMED_HOLES = 8
+SAME = 1e-12  # what the mean over draws of one and the same score may be off by
 LESS_TO_LOSE = "loses less because it had less to lose"
 MORE_TO_LOSE = "loses more because it had more to lose"
 Table = Mapping[str, Floats]  # metric -> (seeds, queries), NaN where a query is outside a metric's population
@@ -120,6 +121,23 @@ class Stress:
         """(seeds, queries of the metric's population), clean or under a stressor's level."""
         found = self.clean[arm] if key is None or level == 0 else self.hit[arm, key, level]
         return np.asarray(found[metric][:, self.inside(metric)])
+
+    def untouched(self, key: str, metric: str) -> bool:
+        """Whether a stressor of a head, or all families together, acts behind the place where a metric is read: no
+        score of any arm, run or query is moved. There is nothing to test then, and no curve.
+        """
+        if key == OVERALL:
+            return bool(self.families) and all(self.untouched(one.key, metric) for one in self.families)
+        one = self.stressor(key)
+        if one.on != "head":
+            return False
+        pairs = [
+            (self.scores(metric, arm), self.scores(metric, arm, key, level))
+            for arm in self.arms
+            if self.has(arm, key)
+            for level in one.levels
+        ]
+        return bool(pairs) and all(np.abs(clean - spoiled).max() < SAME for clean, spoiled in pairs)
 
     def labels(self, metric: str) -> list[str] | None:
         """One cluster per query of the metric's population, or None where each stands for itself."""
@@ -395,6 +413,8 @@ def judge(stress: Stress) -> Judged:
         if len(stress.arms) > 1:
             groups = [(OVERALL, stress.families), *((one.key, (one,)) for one in stress.families)]
             for key, ones in groups if stress.families else ():
+                if stress.untouched(key, metric):
+                    continue
                 orders[key, metric] = robustness.ranking(
                     {arm: stress.scores(metric, arm) for arm in stress.arms},
                     {arm: _corrupted(stress, arm, ones, metric) for arm in stress.arms},
@@ -516,6 +536,7 @@ def _gaps(stress: Stress) -> list[Gap]:
                 for one in stress.stressors
                 if one.role == "family" and stress.has(arm, one.key) and stress.has(base, one.key)
             ]
+    drafts = [draft for draft in drafts if not stress.untouched(draft[1], draft[2])]
     found = [_loses_less(stress, arm, base, ones, metric) for arm, _, metric, ones in drafts]
     corrupted = [
         contrast(

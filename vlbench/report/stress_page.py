@@ -16,8 +16,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-import numpy as np
-
 from vlbench.canon import digest
 from vlbench.errors import PlanError, VlbenchError
 from vlbench.report import figures, files, stress_figures, words
@@ -37,7 +35,6 @@ from vlbench.stats.design import PHRASES
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-SAME = 1e-12  # what the mean over draws of one and the same score may be off by
 FORMAT = 1  # of results.json, raised when a key changes its meaning
 
 
@@ -68,7 +65,7 @@ def answers(judged: Judged) -> list[dict[str, Any]]:
             line
             for metric in stress.primary
             for key in keys
-            if not _behind(judged, key, metric)
+            if not stress.untouched(key, metric)
             if (line := _kept_line(judged, subject.name, key, metric)) is not None
         ]
         if lines:
@@ -90,31 +87,13 @@ def said_first(judged: Judged) -> list[str]:
     """
     found = unreached(judged.stress.notes)
     for metric in judged.stress.primary:
-        keys = [label(one.key) for one in judged.stress.stressors if _behind(judged, one.key, metric)]
+        keys = [label(one.key) for one in judged.stress.stressors if judged.stress.untouched(one.key, metric)]
         if keys:
             found.append(
                 f"{title_of(metric)} is the same under {words.listed(keys)}, because it is read before the place where "
-                "that acts."
+                f"{'it acts' if len(keys) == 1 else 'they act'}."
             )
     return found
-
-
-def _behind(judged: Judged, key: str, metric: str) -> bool:
-    """Whether a stressor of a head, or all of them together, acts behind what a metric reads: no score of any arm, run
-    or query is moved.
-    """
-    stress = judged.stress
-    if key == OVERALL:
-        return all(_behind(judged, one.key, metric) for one in stress.families)
-    if stress.stressor(key).on != "head":
-        return False
-    pairs = [
-        (stress.scores(metric, arm), stress.scores(metric, arm, key, level))
-        for arm in stress.arms
-        for level in stress.stressor(key).levels
-        if stress.has(arm, key)
-    ]
-    return bool(pairs) and all(np.abs(clean - spoiled).max() < SAME for clean, spoiled in pairs)
 
 
 def _kept_line(judged: Judged, arm: str, key: str, metric: str) -> Line | None:
@@ -134,9 +113,7 @@ def _kept_line(judged: Judged, arm: str, key: str, metric: str) -> Line | None:
 def headline_gaps(judged: Judged, arm: str) -> list[Gap]:
     """What a variant is judged by: all families at once where there are any that all variants share, else each."""
     wanted = [OVERALL] if judged.stress.families else [one.key for one in judged.stress.stressors]
-    return [
-        gap for gap in judged.gaps if gap.arm == arm and gap.key in wanted and not _behind(judged, gap.key, gap.metric)
-    ]
+    return [gap for gap in judged.gaps if gap.arm == arm and gap.key in wanted]
 
 
 def _gap_line(gap: Gap) -> Line:
@@ -188,7 +165,7 @@ def order_sentences(judged: Judged) -> list[str]:
     """Whether the order of variants changes, over all families."""
     found = []
     for (key, metric), order in judged.orders.items():
-        if key != OVERALL or _behind(judged, key, metric):
+        if key != OVERALL:
             continue
         same = order.clean == order.corrupt
         seen = "the same order" if same else f"another order ({', '.join(order.corrupt)})"
