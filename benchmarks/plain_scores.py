@@ -2,7 +2,8 @@
 
 Written from the rules (Lei et al., arXiv:2107.09609, as VideoLights extends it): recall of the first window, average
 precision of windows at ten thresholds for four ranges of lengths, average precision and HIT@1 of clips at three levels.
-Each of the seven average precisions starts a pool of processes of its own, as the published code does.
+Each of the seven average precisions starts a pool of processes of its own, and curves of precision are scikit-learn's,
+as in the published code.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+from sklearn.metrics import precision_recall_curve
 
 Row = dict[str, Any]
 
@@ -132,19 +134,16 @@ def clip_precision(rows: Sequence[Row], labels: dict[Any, Any], level: int, proc
 
 
 def clips_of_annotator(task: tuple[Any, list[float]]) -> float:
-    """Mean of the precision at the ranks where recall rises, clips of one score being one rank."""
+    """Mean of the precision where recall changes, precision being at least what it is at any higher recall."""
     positive, scores = task
+    if len(set(positive.tolist())) == 1:
+        return float(positive[0])
     scores = (scores + [0.0] * len(positive))[: len(positive)]
-    order = sorted(range(len(scores)), key=lambda clip: -scores[clip])
-    right, ends = 0, []
-    for rank, clip in enumerate(order):
-        right += int(positive[clip])
-        if rank + 1 == len(order) or scores[order[rank + 1]] != scores[clip]:
-            ends.append((right, right / (rank + 1)))
-    for i in range(len(ends) - 1, 0, -1):
-        ends[i - 1] = (ends[i - 1][0], max(ends[i - 1][1], ends[i][1]))
-    rises = [ends[i][1] for i in range(len(ends)) if ends[i][0] > (ends[i - 1][0] if i else 0)]
-    return float(np.mean(rises)) if rises else 0.0
+    precision, recall, _ = precision_recall_curve(positive, scores)  # from the lowest score, that is, all clips, on
+    for i in range(1, len(precision)):
+        precision[i] = max(precision[i - 1], precision[i])
+    changes = np.where(recall[:-1] != recall[1:])[0]
+    return float(np.mean(precision[changes]))
 
 
 def best_clip(rows: Sequence[Row], labels: dict[Any, Any], level: int) -> float:
