@@ -411,6 +411,16 @@ def test_the_measured_size_is_the_last_one_that_gained(tmp_path, monkeypatch):
     assert measured(courses, CPU) == 2
 
 
+def test_a_measurement_that_fails_leaves_it_to_training_to_say_why(tmp_path, monkeypatch):
+    def reads_a_number(self, *_):
+        raise RuntimeError("vmap: no")
+
+    monkeypatch.setattr(Stack, "_member", reads_a_number)
+    given = members(tmp_path, (variant(), 1), (variant(), 2))
+    ended = list(train({name: one.open for name, one in given.items()}, device=CPU, until=None, most=None))
+    assert [one.outcome.reason for one in ended] == ["it cannot be trained with others (RuntimeError: vmap: no)"] * 2
+
+
 def test_a_measurement_leaves_the_fits_as_they_are(tmp_path):
     courses = [member.open() for member in members(tmp_path, (variant(), 1), (variant(), 2)).values()]
     before = [{name: value.clone() for name, value in course.model.state_dict().items()} for course in courses]

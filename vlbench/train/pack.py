@@ -77,7 +77,7 @@ def train(
     """
     waiting = list(fits)
     if most is None:
-        most = measured([fits[name]() for name in waiting[: SIZES[-1]]], device)
+        most = _worth_it([fits[name] for name in waiting[: SIZES[-1]]], device)
     while waiting:
         running: dict[str, Course] = {}
         for name in waiting[:most]:
@@ -143,6 +143,15 @@ def _own(work: Callable[[], Any]) -> Any:
         return work()
     except (VlbenchError, OSError) as error:
         return error
+
+
+def _worth_it(fits: Sequence[Callable[[], Course]], device: torch.device) -> int:
+    """``measured``; where something is wrong the largest size, so that training says what."""
+    opened = (_own(open_) for open_ in fits)
+    try:
+        return measured([course for course in opened if isinstance(course, Course)], device)
+    except (RuntimeError, ValueError, TypeError):
+        return SIZES[-1]
 
 
 def measured(courses: Sequence[Course], device: torch.device) -> int:
@@ -313,21 +322,20 @@ class Stack:
         }
 
     def _batches(self, number: int) -> Iterator[Batches]:
-        """The next batch of every member, on the device. Members of one seed and the same labels share theirs."""
+        """The next batch of every member, on the device; members of one seed share theirs."""
         recipe = self.recipe
-        keys = [(course.seed, id(course.training)) for course in self.courses]
         streams = {
-            key: course.training.training(
+            course.seed: course.training.training(
                 course.seed, number, recipe.batch_size, padding=recipe.padding, batching=recipe.batching
             )
-            for key, course in zip(keys, self.courses, strict=True)
+            for course in self.courses
         }
         for batches in zip(*streams.values(), strict=True):
             given = {
-                key: (to_inputs(batch, self.device), to_targets(batch, self.device))
-                for key, batch in zip(streams, batches, strict=True)
+                seed: (to_inputs(batch, self.device), to_targets(batch, self.device))
+                for seed, batch in zip(streams, batches, strict=True)
             }
-            yield [given[key] for key in keys]
+            yield [given[course.seed] for course in self.courses]
 
     # --- a step ---
 
