@@ -143,6 +143,7 @@ def profile(
     Raises: as ``train.loop.fit``.
     """
     recipe = Recipe.of(variant.recipe)
+    training = training.on(device)
     few = _Few(training, steps)
     warm = _Few(training, max(steps, WARM + 1))
     on_gpu = device.type == "cuda"
