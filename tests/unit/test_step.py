@@ -9,6 +9,7 @@ from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -22,7 +23,7 @@ from vlbench.data.packed import Packed
 from vlbench.errors import CardError, Diverged
 from vlbench.nn.losses import Criterion
 from vlbench.train.batch import Split, to_inputs, to_targets
-from vlbench.train.loop import build, train_epoch
+from vlbench.train.loop import build, fit, train_epoch
 from vlbench.train.recipe import Recipe, make_optimizer
 from vlbench.train.step import WARM, RecordedStepper, Stepper, WholeStepper, make_stepper, way_of
 from vlbench.workspace import Workspace
@@ -405,3 +406,20 @@ def test_compiled_steps_train_alike(place_by_place):
     criterion = Criterion.of(chosen, split().dataset.trains)
     made = make_stepper(model, criterion, make_optimizer(model, recipe), recipe, CPU, queries=150, compiled=True)
     assert_alike(trained(made), place_by_place)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(step_module.why_no_compiler() is not None, reason="needs a C++ compiler")
+def test_compiling_moves_scores_less_than_seeds_do(tmp_path):
+    chosen, found = variant(train__epochs=3, train__eval_every=3), {}
+    for compiled in (False, True):
+        for seed in (1, 2, 3):
+            folder = tmp_path / f"{compiled}-{seed}"
+            folder.mkdir()
+            given = {"seed": seed, "device": CPU, "folder": folder, "log": lambda _: None, "compiled": compiled}
+            found[compiled, seed] = fit(chosen, split(), split(), **given)
+    assert {result.step for (compiled, _), result in found.items() if compiled} == {"compiled"}
+    for name in ("tune/last/mr-map", "tune/last/hd-map"):
+        eager, other = ([found[way, seed].summary[name] for seed in (1, 2, 3)] for way in (False, True))
+        moved = abs(np.mean(np.subtract(other, eager)))
+        assert moved <= max(np.std(eager, ddof=1), 0.005), name

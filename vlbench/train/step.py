@@ -117,7 +117,7 @@ class Noted:
         self.first.fill_(-1)
 
     def note(self, terms: Tensor, finite: Tensor) -> None:
-        """terms: the total and every term, 1+T. finite: CHECKS. Nothing is read back."""
+        """terms: the total and every term, 1+T. finite: CHECKS, or the first of them. Nothing is read back."""
         new = ~finite.all() & (self.first < 0)
         self.what.copy_(torch.where(new, (~finite).long().argmax(), self.what))
         self.terms.copy_(torch.where(new, ~torch.isfinite(terms), self.terms))
@@ -259,17 +259,9 @@ class WholeStepper(Stepper):
             places = self.places.of(inputs)
             lanes = places.decided(draw(places.draws))  # ready masks cost a compiled loop less than bits
             total, terms, finite = self.loss_of(fields(inputs), fields(targets), lanes, self.now)
-        if not bool(finite.all()):
-            bad = [
-                name for name, value in zip(self.noted.names, terms.tolist(), strict=True) if not math.isfinite(value)
-            ]
-            what = CHECKS[int((~finite).long().argmax())]
-            raise Diverged(
-                f"{what} is not finite {self._here}" + (f" (terms: {', '.join(bad[1:])})" if bad[1:] else "")
-            )
+        self.noted.note(terms, finite)
+        self.noted.raised(self.epoch)
         self.learn(total, frozen)
-        self.noted.sums += terms
-        self.noted.steps += 1
 
 
 class Recorder(Protocol):
