@@ -1,11 +1,14 @@
 """Protects packs: a member is what it would be alone, whatever happens to the others, and however often it is broken off."""
 
+import contextlib
 from functools import cache
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from vlbench import catalog
 from vlbench.cards.library import load_variant
@@ -391,6 +394,39 @@ def test_a_pack_that_cannot_be_recorded_goes_on_and_says_so(tmp_path):
         losses = [stack.epoch(number) for number in range(3)]
     assert all(one is not None for epoch in losses for one in epoch)
     assert stack.how == "CUDA graph failed: operation not permitted when stream is capturing"
+
+
+class FromTheHost(TorchDispatchMode):
+    """Notes operations on the host's tensors, but for products with a number, which a device is told as it is."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = set()
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        out = operation(*args, **(kwargs or {}))
+        here = [one for one in tree_leaves((args, kwargs, out)) if isinstance(one, torch.Tensor)]
+        here = [one for one in here if one.device.type == "cpu"]
+        number = str(operation) in ("aten._to_copy.default", "aten.mul.Tensor", "aten.div.Tensor")
+        if any(one.dim() or not number for one in here):
+            self.found.add(str(operation))
+        return out
+
+
+def test_a_step_of_a_pack_neither_reads_its_device_nor_feeds_it(tmp_path, monkeypatch):
+    """The device here holds shapes and no values: a recording of the step would hold all of it."""
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())
+    meta, courses = torch.device("meta"), [member.open() for member in members(tmp_path, (variant(), 1)).values()] * 2
+    for course in courses:
+        course.model.to(meta)
+        course.optimizer = torch.optim.SGD(course.model.parameters())
+    stack = Stack(courses, meta, now=courses)
+    batch = next(split().training(3, 0, 16, padding="split"))
+    inputs, targets = packs._stack([to_inputs(batch, meta)] * 2), packs._stack([to_targets(batch, meta)] * 2)
+    words = torch.empty(2, stack.places.of(to_inputs(batch, meta)).draws, dtype=torch.int64, device=meta)
+    with FromTheHost() as host:
+        stack._work(inputs, targets, words)
+    assert not host.found and stack.parameters["token.row"].grad.shape[0] == 2
 
 
 def test_the_measured_size_is_the_last_one_that_gained(tmp_path, monkeypatch):
