@@ -1,5 +1,5 @@
 """Protects that a batch from tables is, bit for bit, the one that is made sample by sample: the inputs whatever the
-encoders' lengths, widths and dtypes, the targets under every label rule, with the generator left in the same state."""
+encoders' lengths, widths and dtypes, the targets under every label rule, with the generator left in the same state. And that outputs of a batch become the rows that they become one by one."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from vlbench.data.labels import LabelTable, nothing_known
 from vlbench.data.packed import Column, Packed, Table, _divisors, _float32
+from vlbench.data.predictions import WindowRule, clamp_and_round, four_decimals, postprocess_batch
 from vlbench.data.samples import NO_SHAPE, Shape, collate, combine, targets
 from vlbench.data.types import Query
 
@@ -104,3 +105,49 @@ def test_a_table_says_what_a_query_lacks(rule: str) -> None:
     bare = replace(question(np.random.default_rng(0), 7, 5), windows_se=None, saliency=None, labels=None)
     with pytest.raises(Exception, match="qid 7 has no"):
         LabelTable(SimpleNamespace(labels=rule, clip_s=2.0), [bare], np.array([5]))  # type: ignore[arg-type]
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.floats(width=32), min_size=1, max_size=20))
+def test_four_decimals_of_float32_are_what_python_prints(values: list[float]) -> None:
+    printed, found = np.array([float(f"{value:.4f}") for value in values]), four_decimals(np.array(values, np.float32))
+    numbers = ~np.isnan(printed)
+    assert (np.isnan(found) == ~numbers).all()
+    assert found[numbers].tobytes() == printed[numbers].tobytes()  # the sign of 0 counts
+
+
+def test_halves_between_two_decimals_go_by_their_binary_value() -> None:
+    ties = (np.arange(-20000, 20000, dtype=np.float32) + np.float32(0.5)) / np.float32(16384)
+    assert four_decimals(ties).tolist() == [float(f"{value:.4f}") for value in ties.tolist()]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 10**6),
+    rule=st.sampled_from(
+        [WindowRule(2.0, 150.0), WindowRule(None, "duration"), WindowRule(1.0, None, saliency=False), WindowRule(0.7)]
+    ),
+)
+def test_a_batch_of_outputs_becomes_the_rows_that_each_query_alone_becomes(seed: int, rule: WindowRule) -> None:
+    rng = np.random.default_rng(seed)
+    count, anchors, clips = rng.integers(1, 6), rng.integers(1, 12), rng.integers(1, 20)
+    queries = [replace(question(rng, at, 5), duration_s=float(rng.uniform(5, 160))) for at in range(count)]
+    spans = rng.random((count, anchors, 2)).astype(np.float32)
+    scores = np.round(rng.random((count, anchors)), int(rng.integers(1, 7))).astype(np.float32)  # ties
+    saliency = rng.normal(size=(count, clips)).astype(np.float32)
+    lengths = rng.integers(1, clips + 1, count).tolist()
+    rows = postprocess_batch(queries, spans_cw=spans, scores=scores, saliency=saliency, rule=rule, lengths=lengths)
+    for at, row in enumerate(rows):
+        order = np.argsort(-scores[at], kind="stable")
+        half = np.float32(0.5) * spans[at, :, 1]
+        seconds = np.stack([spans[at, :, 0] - half, spans[at, :, 0] + half], 1) * np.float32(queries[at].duration_s)
+        printed = [
+            [float(f"{x:.4f}") for x in window] for window in np.column_stack([seconds, scores[at]])[order].tolist()
+        ]
+        expected = clamp_and_round(printed, rule.round_to_s, rule.limit(queries[at].duration_s))
+        assert row.windows is not None and row.windows.tobytes() == expected.tobytes()
+        if not rule.saliency:
+            assert row.saliency is None
+            continue
+        halves = saliency[at, : lengths[at]].astype(np.float16).astype(np.float64)
+        assert row.saliency is not None and row.saliency.tobytes() == halves.tobytes()

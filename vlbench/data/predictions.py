@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -102,30 +102,62 @@ def postprocess(
     are thinned at this IoU.
     Source: videolights.md 5.4.
     """
-    spans = np.asarray(spans_cw, dtype=np.float32).reshape(-1, 2)
-    half = np.float32(0.5) * spans[:, 1]
-    seconds = np.stack([spans[:, 0] - half, spans[:, 0] + half], axis=1) * np.float32(query.duration_s)  # A 2
-    ranked = np.column_stack([seconds, np.asarray(scores, dtype=np.float32)])  # A 3
-    ranked = ranked[np.argsort(-ranked[:, 2], kind="stable")]
-    windows = clamp_and_round(four_decimals(ranked), rule.round_to_s, rule.limit(query.duration_s))
-    if nms_iou is not None:
-        windows = nms(windows[:10], nms_iou, 10)
-    kept = None
+    spans = np.asarray(spans_cw, dtype=np.float32).reshape(1, -1, 2)
+    ranked = np.asarray(scores, dtype=np.float32).reshape(1, -1)
+    given = None if saliency is None else np.asarray(saliency)[None]
+    lengths = None if n_clips is None else [n_clips]
+    (row,) = postprocess_batch([query], spans_cw=spans, scores=ranked, saliency=given, rule=rule, lengths=lengths)
+    if nms_iou is None or row.windows is None:
+        return row
+    return replace(row, windows=nms(row.windows[:10], nms_iou, 10))
+
+
+def postprocess_batch(
+    queries: Sequence[Query],
+    *,
+    spans_cw: NDArray[np.float32],
+    scores: NDArray[np.float32],
+    saliency: NDArray[Any] | None,
+    rule: WindowRule,
+    lengths: Sequence[int] | None,
+) -> list[Prediction]:
+    """The outputs for B queries, spans_cw (B, A, 2), scores (B, A) and saliency (B, L), as rows of the prediction file.
+
+    lengths: (B,) real clips, to which saliency is cut; None: all are.  Source: videolights.md 5.4.
+    """
+    duration_s = np.array([query.duration_s for query in queries], dtype=np.float32)
+    half = np.float32(0.5) * spans_cw[:, :, 1]
+    centre = spans_cw[:, :, 0]
+    seconds = np.stack([centre - half, centre + half], axis=2) * duration_s[:, None, None]  # B A 2
+    ranked = np.concatenate([seconds, scores[:, :, None]], axis=2)  # B A 3
+    order = np.argsort(-scores, axis=1, kind="stable")
+    ranked = np.take_along_axis(ranked, order[:, :, None], 1)
+    limit = duration_s.repeat(scores.shape[1]) if isinstance(rule.clamp_s, str) else rule.clamp_s
+    windows = clamp_and_round(four_decimals(ranked), rule.round_to_s, limit).reshape(ranked.shape)
+    kept: list[NDArray[np.float64] | None] = [None] * len(queries)
     if rule.saliency and saliency is not None:
-        kept = np.asarray(saliency)[:n_clips].astype(np.float16).astype(np.float64)
-    return Prediction(qid=query.qid, vid=query.vid, text=query.text, windows=windows, saliency=kept)
+        halves = saliency.astype(np.float16).astype(np.float64)
+        counts = [halves.shape[1]] * len(queries) if lengths is None else lengths
+        kept = [row[:n] for row, n in zip(halves, counts, strict=True)]
+    return [
+        Prediction(qid=query.qid, vid=query.vid, text=query.text, windows=windows[row], saliency=kept[row])
+        for row, query in enumerate(queries)
+    ]
 
 
-def clamp_and_round(windows_se_score: ArrayLike, clip_s: float | None, max_s: float | None) -> NDArray[np.float64]:
+def clamp_and_round(
+    windows_se_score: ArrayLike, clip_s: float | None, max_s: float | NDArray[np.float32] | None
+) -> NDArray[np.float64]:
     """Limit borders to [0, max_s], then round them to multiples of clip_s, halves to even; scores to four decimals.
 
-    Args: windows_se_score: (N, 3) start s, end s, score. clip_s, max_s: None leaves the step out.
+    Args: windows_se_score: (N, 3) start s, end s, score. clip_s, max_s: None leaves the step out; a limit of its own
+    for every window: (N,).
     Returns: (N, 3) float64 holding the float32 results; a window can become empty or stay inverted.
     """
     windows = np.asarray(windows_se_score, dtype=np.float32).reshape(-1, 3)
     borders = windows[:, :2]
     if max_s is not None:
-        borders = np.clip(borders, np.float32(0), np.float32(max_s))
+        borders = np.clip(borders, np.float32(0), np.asarray(max_s, dtype=np.float32).reshape(-1, 1))
     if clip_s is not None:
         borders = np.round(borders / np.float32(clip_s)) * np.float32(clip_s)
     return np.column_stack([borders.astype(np.float64), four_decimals(windows[:, 2])])
@@ -178,6 +210,9 @@ def nms(windows: ArrayLike, iou: float, keep: int) -> NDArray[np.float64]:
 def four_decimals(values: ArrayLike) -> NDArray[np.float64]:
     """Each number as its decimal form with four places, halves by its exact binary value (what ``%.4f`` prints)."""
     array = np.asarray(values)
+    if array.dtype in (np.float16, np.float32):  # ten thousand times such a number is exact in float64
+        with np.errstate(over="ignore"):
+            return np.rint(array.astype(np.float64) * 1e4) / 1e4
     return np.array([float(f"{value:.4f}") for value in array.ravel().tolist()], dtype=np.float64).reshape(array.shape)
 
 

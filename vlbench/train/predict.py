@@ -7,17 +7,19 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from vlbench import catalog
 from vlbench.corrupt.base import Corruption, Noise
 from vlbench.corrupt.heads import rank_correlation
-from vlbench.data.predictions import postprocess
+from vlbench.data.predictions import postprocess_batch
 from vlbench.data.samples import Batch
 from vlbench.data.types import Prediction, Query
 from vlbench.errors import CardError, suggestion
-from vlbench.nn.model import Handover, VideoMomentModel
+from vlbench.nn.model import Handover, Outputs, VideoMomentModel
 from vlbench.train.batch import Split, to_inputs
 
 
@@ -96,20 +98,32 @@ def _answers(
     """One prediction per query of a batch."""
     with autocast(device, precision):
         outputs = model(to_inputs(batch, device), negative=False)
-    spans_cw = outputs.spans_cw[-1].float().cpu().numpy()  # B A 2
-    foreground = outputs.logits[-1].float().softmax(-1)[..., 0].cpu().numpy()  # B A
-    saliency = outputs.saliency.float().cpu().numpy()  # B L
-    lengths = batch.clip_mask.sum(1)
-    return [
-        postprocess(
-            query,
-            spans_cw=spans_cw[row],
-            scores=foreground[row],
-            saliency=saliency[row, : int(lengths[row])],
-            rule=split.dataset.rule,
-        )
-        for row, query in enumerate(queries)
-    ]
+    return answers(split, queries, batch, *(values.cpu().numpy() for values in read(outputs)))
+
+
+def read(outputs: Outputs) -> tuple[Tensor, Tensor, Tensor]:
+    """What a prediction is made of: spans (centre, width), B A 2, foreground probabilities, B A, and saliency, B L."""
+    foreground = outputs.logits[-1].float().softmax(-1)[..., 0]
+    return outputs.spans_cw[-1].float(), foreground, outputs.saliency.float()
+
+
+def answers(
+    split: Split,
+    queries: Sequence[Query],
+    batch: Batch,
+    spans_cw: NDArray[np.float32],
+    foreground: NDArray[np.float32],
+    saliency: NDArray[np.float32],
+) -> list[Prediction]:
+    """One prediction per query of a batch, of what ``read`` gives."""
+    return postprocess_batch(
+        queries,
+        spans_cw=spans_cw,
+        scores=foreground,
+        saliency=saliency,
+        rule=split.dataset.rule,
+        lengths=batch.clip_mask.sum(1).tolist(),
+    )
 
 
 class NotReached(Exception):
