@@ -21,7 +21,7 @@ KEPT = ".entry.json"
 
 def stamp(store: Store, study: str, *, allow_missing: bool) -> str:
     """What an entry follows from, as a digest. It has to be taken before the study is read."""
-    return stamps.of_study(store, study, allow_missing=allow_missing).judged
+    return stamps.of_study(store, study, allow_missing=allow_missing, whole=False).judged
 
 
 def kept(store: Store, study: str, stamped: str) -> Entry | None:

@@ -33,14 +33,17 @@ class Stamp(NamedTuple):
     whole: str = ""
 
 
-def of_study(store: Store, study: str, *, allow_missing: bool) -> Stamp:
-    """The stamp of a study with a plan. Raises: StoreError if the store has none of that name."""
+def of_study(store: Store, study: str, *, allow_missing: bool, whole: bool = True) -> Stamp:
+    """The stamp of a study with a plan. whole: False leaves that part empty, which takes a quarter of the time.
+
+    Raises: StoreError if the store has no such study.
+    """
     plan = store.load_plan(study)
     files = [[name, *state(f"{folder}/{name}")] for folder, name in _judged_from(store, plan)]
     complete = all(len(file) > 1 for file in files)  # then it does not matter whether anything may be missing
     looks = [look for look in store.looks(study) if look != own_look(plan)]
     judged = _digest([complete or allow_missing, plan, looks, files, code()])
-    around = _around(store, str(plan["dataset"])) if complete else None
+    around = _around(store, str(plan["dataset"])) if whole and complete else None
     return Stamp(judged, "" if around is None else _digest([judged, around, *_everything(store, plan)]))
 
 
