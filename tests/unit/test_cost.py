@@ -69,3 +69,34 @@ def _peak_can_be_forgotten() -> bool:
     except OSError:
         return False
     return True
+
+
+def test_a_fit_that_is_paused_and_goes_on_adds_up_what_both_parts_took(tmp_path):
+    import torch
+
+    from vlbench.cards.library import load_variant
+    from vlbench.cards.resolve import edit
+    from vlbench.data.base import open_dataset
+    from vlbench.data.packed import Packed
+    from vlbench.train.batch import Split
+    from vlbench.train.loop import fit
+    from vlbench.workspace import find
+
+    data = open_dataset("planted-quick", find(tmp_path))
+    small = {"model.width": 16, "train.epochs": 2, "train.batch_size": 80}
+    variant = edit(load_variant("videolights_quick", tmp_path), small, origin="test").variant
+    given = [
+        Split(data, r, variant.features, Packed.open(data, r, variant.features, tmp_path)) for r in ("fit", "tune")
+    ]
+    given[1].queries = given[1].queries[:8]  # a short evaluation
+    events = []
+
+    def go(until):
+        return fit(variant, *given, seed=1, device=torch.device("cpu"), folder=tmp_path, log=events.append, until=until)
+
+    assert go(1) is None
+    done = go(None)
+    costs = [Cost(event["device_seconds"], event["peak_bytes"]) for event in events]
+    assert 0 < costs[0].device_seconds < costs[1].device_seconds
+    assert done.cost.device_seconds == pytest.approx(costs[1].device_seconds, abs=1e-3)
+    assert done.cost.peak_bytes >= costs[0].peak_bytes > 10_000_000
