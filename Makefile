@@ -2,6 +2,9 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 BIN := $(VENV)/bin
+# Two tests at a time, the second process beginning with the short ones: most of the long ones wait for processes of
+# their own. `make test TESTS_AT_ONCE=0` runs them one by one.
+TESTS_AT_ONCE ?= 2
 
 .PHONY: demo test lint clean
 
@@ -9,7 +12,7 @@ demo: $(VENV)/.installed
 	$(BIN)/vlbench ablate --component fra
 
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(TESTS_AT_ONCE) --dist worksteal
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
