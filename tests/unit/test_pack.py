@@ -4,6 +4,7 @@ import contextlib
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -20,7 +21,7 @@ from vlbench.nn.losses import Criterion
 from vlbench.testing.components import registered
 from vlbench.train import pack as packs
 from vlbench.train.batch import Split, to_inputs, to_targets
-from vlbench.train.loop import CHECKPOINT, WEIGHTS, Course, fit
+from vlbench.train.loop import CHECKPOINT, WEIGHTS, Course, evaluate, fit
 from vlbench.train.pack import Left, Stack, measured, train
 from vlbench.train.step import make_stepper
 from vlbench.workspace import Workspace
@@ -283,6 +284,20 @@ def test_a_pack_that_is_too_large_is_halved(tmp_path, monkeypatch):
     ended = together(given)
     assert [one.beside for one in ended.values()] == [("0", "1"), ("0", "1"), ("2", "3"), ("2", "3")]
     assert sizes[0] == 4 and set(sizes[1:]) == {2}
+
+
+def test_members_are_evaluated_in_one_pass_as_one_after_another(tmp_path):
+    courses = [member.open() for member in members(tmp_path, *((variant(), seed) for seed in (1, 2, 3))).values()]
+    stack = Stack(courses, CPU, now=courses)
+    stack.epoch(0)
+    stack.hand_back(courses)
+    for course, scores in zip(courses[::2], stack.evaluate(courses[::2]), strict=True):
+        alone = evaluate(course.model, split(), course.recipe, CPU)
+        assert scores.values.keys() == alone.values.keys()
+        for name, values in alone.values.items():
+            moved = np.abs(np.nan_to_num(scores.values[name]) - np.nan_to_num(values))
+            assert moved.max() < 0.05 and (moved > 1e-6).mean() < 0.02, name  # a rounded score may change its place
+    assert courses[0].model.training
 
 
 # --- breaking off and going on ----------------------------------------------------------------------------------------

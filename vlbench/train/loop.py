@@ -187,18 +187,21 @@ class Course:
         for group in self.optimizer.param_groups:
             group["lr"] = self.recipe.lr_at(epoch)
 
-    def end(self, epoch: int, losses: Mapping[str, float], seconds: float, cost: Cost) -> None:
+    def end(
+        self, epoch: int, losses: Mapping[str, float], seconds: float, cost: Cost, scores: Scores | None = None
+    ) -> None:
         """After the last step of an epoch: evaluate, keep the best weights, write the checkpoint, tell the log.
 
         losses: means over the epoch. seconds, cost: that the steps took, this fit's share of them where several were
-        trained together. Raises Diverged if the selecting metrics are not numbers.
+        trained together. scores: of the tune split, where they are known already. Raises Diverged if the selecting
+        metrics are not numbers.
         """
         started, meter = time.perf_counter(), Meter(str(self.device), self.share)
         recipe, progress = self.recipe, self.progress
         event: dict[str, Any] = {"event": "epoch", "epoch": epoch, "lr": recipe.lr_at(epoch), "loss": dict(losses)}
         if recipe.evaluates(epoch):
             with phase("evaluation"):
-                scores = evaluate(self.model, self.tuning, recipe, self.device)
+                scores = scores or evaluate(self.model, self.tuning, recipe, self.device)
             self.names = tuple(scores.values)
             value = selection_value(scores, recipe)
             progress.evaluated.append(epoch)

@@ -27,7 +27,9 @@ from torch.func import functional_call, vmap
 from torch.nn import functional
 
 from vlbench.canon import canonical
+from vlbench.data.types import Prediction
 from vlbench.errors import VlbenchError
+from vlbench.metrics.base import Scores, score
 from vlbench.nn.dropout import Count, Lanes
 from vlbench.nn.losses import Criterion, Term
 from vlbench.nn.model import Inputs, Targets
@@ -37,7 +39,7 @@ from vlbench.streams import seed_for
 from vlbench.train.batch import to_inputs, to_targets
 from vlbench.train.cost import Meter
 from vlbench.train.loop import Course, FitResult
-from vlbench.train.predict import autocast
+from vlbench.train.predict import answers, autocast, read
 from vlbench.train.step import WARM, CudaGraphs, Places, Recorder
 
 SIZES = (1, 2, 4, 8)  # members at once that a measurement tries
@@ -124,6 +126,10 @@ def _together(running: dict[str, Course], device: torch.device, until: int | Non
             stack = Stack(list(members.values()), device, now=list(behind.values()))
         started, meter = time.perf_counter(), Meter(str(device), next(iter(behind.values())).share)
         trained, how = dict(zip(members, stack.epoch(epoch), strict=True)), stack.how
+        sound = [course for name, course in behind.items() if trained[name] is not None]
+        known: dict[Course, Scores] = {}
+        if device.type == "cuda" and sound and stack.recipe.evaluates(epoch):
+            known = dict(zip(sound, stack.evaluate(sound), strict=True))  # on a CPU one after another is faster
         seconds, cost = (time.perf_counter() - started) / len(behind), meter.lap()
         cost = replace(cost, device_seconds=cost.device_seconds / len(behind))
         stack.hand_back(list(behind.values()))
@@ -133,7 +139,7 @@ def _together(running: dict[str, Course], device: torch.device, until: int | Non
             losses, course.how = trained[name], how
             if losses is None:
                 yield ended(name, Left(f"a number is not finite in epoch {epoch + 1}"))
-            elif (problem := _own(partial(course.end, epoch, losses, seconds, cost))) is not None:
+            elif (problem := _own(partial(course.end, epoch, losses, seconds, cost, known.get(course)))) is not None:
                 yield ended(name, problem)
 
 
@@ -287,6 +293,29 @@ class Stack:
             None if lost[member] else {"total": row[-1], **{name: row[at] for name, at in columns.items()}}
             for member, (row, columns) in enumerate(zip(means, self.joint.names, strict=True))
         ]
+
+    @torch.no_grad()
+    def evaluate(self, courses: Sequence[Course]) -> list[Scores]:
+        """Scores of these members on the tune split, by their rows: one pass over the split for all."""
+        split, recipe = courses[0].tuning, self.recipe
+        rows: list[list[Prediction]] = [[] for _ in courses]
+        places = [self.courses.index(course) for course in courses]
+        self.model.eval()
+        for queries, batch in split.evaluation(recipe.eval_batch_size, padding=recipe.padding):
+            inputs = to_inputs(batch, self.device)
+            with as_members(), AsAWhole():
+                found = vmap(partial(self._answer, inputs))(self.parameters, self.buffers)
+            values = [value.cpu().numpy() for value in found]
+            for place, own in zip(places, rows, strict=True):
+                own += answers(split, queries, batch, *(value[place] for value in values))
+        self.model.train()
+        return [score(split.queries, own, clip_s=split.dataset.clip_s) for own in rows]
+
+    def _answer(self, inputs: Inputs, parameters: Stacked, buffers: Stacked) -> tuple[Tensor, Tensor, Tensor]:
+        """What one member's predictions are made of."""
+        with autocast(self.device, self.recipe.precision):
+            outputs = functional_call(self.model, {**parameters, **buffers}, (inputs,), {"negative": False})
+        return read(outputs)
 
     def pace(self, number: int) -> float:
         """Seconds of a step, after some to warm up; what was trained by them is lost with this object."""
