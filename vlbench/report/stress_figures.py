@@ -15,6 +15,7 @@ from vlbench.studies.stress import Stressor
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+ROOM = 1.35  # how far above the highest mean a band is drawn
 IN_A_ROW = 4  # panels of one file
 MARKERS = "osD^vP"
 ORANGE = COLOURS[1]
@@ -72,7 +73,7 @@ def _caption(judged: Judged) -> str:
     draws = words.counted(judged.stress.draws, "draw")
     return (
         f"Points by level, 0 being clean; mean over runs and {draws}. Band: 95% interval of what is lost since level "
-        "0, pointwise, of the same runs and queries."
+        "0, pointwise, of the same runs and queries; it may go on beyond the frame."
     )
 
 
@@ -110,8 +111,10 @@ def _curve(axes: Axes, judged: Judged, one: Stressor, metric: str) -> None:
     axes.set_xlabel("level")
     axes.set_ylabel(title_of(metric))
     axes.spines["left"].set_visible(True)
-    low, high = axes.dataLim.intervaly
-    axes.set_ylim(min(0.0, 1.05 * low), 1.08 * max(high, 0.0) or 1.0)
+    means = [100 * float(judged.stress.scores(metric, arm).mean()) for arm in judged.stress.arms]
+    means += [100 * point.mean for point in judged.points if (point.key, point.metric) == (one.key, metric)]
+    top = max(means)  # few runs have bands that are wider than the scale: they would flatten the curves
+    axes.set_ylim(1.05 * min(0.0, *means), 1.08 * min(axes.dataLim.intervaly[1], ROOM * top) if top > 0 else 1.0)
     if len(judged.stress.arms) > 1:
         axes.legend(loc="upper left", bbox_to_anchor=(-0.02, -0.22), borderaxespad=0, handlelength=2.6)
 

@@ -23,6 +23,7 @@ from vlbench.report.again import Again
 from vlbench.report.compare import LEVEL
 from vlbench.report.formats import md, md_table
 from vlbench.report.frame import Frame, read, title_of
+from vlbench.report.methods import CLAIM_SEEDS
 from vlbench.report.page import Entry, Line, Section, render
 from vlbench.report.tables import Cell, Column, Table, rich_table
 from vlbench.runs.cells import CHECKPOINTS
@@ -295,7 +296,7 @@ def to_html(found: Retained, *, index: bool = False) -> str:
         said=[],
         ignored=[],
         answers=answers,
-        cautions=[],
+        cautions=cautions(found),
         sections=[
             Section("retained", "What is retained", "tables.html.j2", context),
             Section("methods", "How it was measured", "methods.html.j2", {"entries": methods(found)}),
@@ -306,9 +307,20 @@ def to_html(found: Retained, *, index: bool = False) -> str:
     )
 
 
+def cautions(found: Retained) -> list[str]:
+    """What has to be read before any number."""
+    seeds = len(found.own.seeds)
+    if seeds == 1:
+        return ["One seed: every number is about these weights, and no claim about a component can be made."]
+    if seeds < CLAIM_SEEDS:
+        return [f"{seeds} seeds: enough to screen, not for a claim; {CLAIM_SEEDS} are the minimum for one."]
+    return []
+
+
 def to_markdown(found: Retained) -> str:
     """Plain enough to read unrendered."""
-    parts = [f"# {md(found.question)}", md(setting(found)), _listed(sentences(found)), md_table(table(found))]
+    parts = [f"# {md(found.question)}", md(setting(found)), _listed(sentences(found))]
+    parts += [*(f"> {md(caution)}" for caution in cautions(found)), md_table(table(found))]
     parts += ["## How it was measured", _listed([f"{a}. {b}" for a, b in methods(found)])]
     return "\n\n".join(parts) + "\n"
 
@@ -420,5 +432,13 @@ def entries(store: Store, out: Path) -> list[Entry]:
             found.append(Entry(study=name, href=href, problem=str(problem)))
             continue
         answers = tuple((str(answer["subject"]), tuple(answer["lines"])) for answer in _answers(both))
-        found.append(Entry(study=name, question=both.question, setting=setting(both), href=href, answers=answers))
+        entry = Entry(
+            study=name,
+            question=both.question,
+            setting=setting(both),
+            href=href,
+            answers=answers,
+            cautions=tuple(cautions(both)),
+        )
+        found.append(entry)
     return found
