@@ -99,7 +99,7 @@ def stress(
 
     Fits that the store has are used; only missing ones are trained. Inputs are spoiled in memory before they are
     normalised, by noise that hangs on family, video or query and draw alone, so every variant, seed and level meets the
-    same. Training-time families (label_noise, undertrained_head ...) train fits of their own.
+    same. Training-time families (label_noise, handed_noise, undertrained_head ...) train fits of their own.
 
     A variant is called more robust if it loses less and its corrupted score is not lower; else it loses less because
     it had less to lose. A variant that ignores its query is named at the top.
