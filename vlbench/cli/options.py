@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, TypeVar
+from functools import wraps
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
 
@@ -58,7 +59,10 @@ def _keep_pack(context: click.Context, option: click.Parameter, value: str | Non
 
 
 def how(command: F) -> F:
-    """Device, precision, workers and where they are. ``executor`` reads what a command is not told."""
+    """Device, precision, workers and where they are. ``executor`` reads what a command is not told. A dry run refuses
+    a place that a run would refuse.
+    """
+    command = _checked(command)
     for option in (
         click.option(
             "--resource",
@@ -114,6 +118,38 @@ def how(command: F) -> F:
     ):
         command = option(command)
     return command
+
+
+def _checked(command: F) -> F:
+    @wraps(command)
+    def checked(*given: Any, **named: Any) -> Any:
+        if named.get("dry_run"):
+            check_place(named["executor"], named["device"])
+        return command(*given, **named)
+
+    return cast(F, checked)
+
+
+def check_place(name: str, device: str) -> None:
+    """Whether a run could be placed where it is asked for, as far as that can be told without starting anything.
+
+    Raises: CardError if there is no such executor, EnvironmentProblem for a device or an option that does not fit.
+    """
+    from vlbench import catalog
+
+    context = click.get_current_context(silent=True)
+    place: dict[str, Any] = context.meta.get(_PLACE, {}) if context else {}
+    cluster = catalog.executors[name].facts.get("cluster")
+    if not cluster:
+        _not_of_ray(place)
+    if device not in ("auto", "cpu") and not cluster:  # the GPUs of a cluster are known to the cluster
+        devices(device)
+
+
+def _not_of_ray(place: Mapping[str, Any]) -> None:
+    for key, option in (("address", "--address"), ("resources", "--resource")):
+        if place.get(key):
+            raise EnvironmentProblem(f"{option} is of the executor ray", where=option, hint="add --executor ray")
 
 
 def scoring(command: F) -> F:
@@ -196,9 +232,7 @@ def executor(name: str, *, jobs: int | None, device: str, options: Options) -> E
             resources=_amounts(resources or ()),
         )
     else:
-        for given, option in ((address, "--address"), (resources, "--resource")):
-            if given:
-                raise EnvironmentProblem(f"{option} is of the executor ray", where=option, hint="add --executor ray")
+        _not_of_ray(place)
         found = devices(device)
         if per_device and found == ["cpu"]:
             raise EnvironmentProblem("there is no GPU to be divided", where="--per-device", hint="use --jobs")

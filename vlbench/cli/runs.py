@@ -139,6 +139,10 @@ def publish(studies: tuple[str, ...]) -> None:
 
     store = _store()
     plans = [store.load_plan(name) for name in studies or store.studies()]
+    if not plans:
+        click.echo(f"no study in {store.root}: nothing to publish", err=True)
+        click.echo("make one: vlbench ablate --component fra", err=True)
+        return
     try:
         session = Session(store)
         for plan in plans:

@@ -33,7 +33,7 @@ Examples:
   vlbench sweep --status
   vlbench sweep --variant videolights_quick --sweep random --trials 4 --set train.epochs=3
   vlbench sweep --variant videolights --variant videolights_described --sweep default --dry-run
-  vlbench sweep --storage postgresql+psycopg://user@host/sweeps --executor ray --dry-run
+  vlbench sweep --storage sqlite:///sweeps.db --executor ray --dry-run
 """,
 )
 @click.option("--variant", "variants", multiple=True, metavar="NAME", help="The variant to tune. Repeatable.")
@@ -95,6 +95,10 @@ def sweep(
     for one in found:
         show_sweep(one, store)
     if run.dry_run:
+        if storage is not None:
+            from vlbench.studies.book import check_storage
+
+            check_storage(storage)
         if run.as_json:
             print_json({"sweeps": [{"study": one.study, "definition": one.definition()} for one in found]})
         return 0

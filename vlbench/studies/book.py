@@ -240,6 +240,31 @@ class Book:
         return int(self.storage.get_trial_id_from_study_id_trial_number(self._study_id, number))
 
 
+CONNECT_S = 5  # a database that does not answer for so long is not reached
+
+
+def check_storage(url: str) -> None:
+    """Whether a storage can be used from here; nothing is created in it.
+
+    Raises: EnvironmentProblem for what is no address, a missing driver or folder, and a server that does not answer.
+    """
+    import sqlalchemy
+
+    with _addressed(url):
+        address = sqlalchemy.make_url(url)
+        if address.get_backend_name() == "sqlite":
+            folder = Path(address.database or "").absolute().parent
+            if not folder.is_dir():
+                raise EnvironmentProblem("there is no such folder", where=folder, hint="make it, or choose another one")
+            return
+        engine = sqlalchemy.create_engine(address, connect_args={"connect_timeout": CONNECT_S})
+    with explained(url):
+        try:
+            engine.connect().close()
+        finally:
+            engine.dispose()
+
+
 def stored_trials(store: Store, study: str, shown: str) -> list[dict[str, Any]]:
     """The trials of a study as the storage has them: number, state, params, values. Nothing is written or created.
 
@@ -282,14 +307,22 @@ def _storage(store: Store, url: str) -> Any:
     """The database at an address. Raises EnvironmentProblem for one that cannot be used."""
     import optuna
     from sqlalchemy.engine import make_url
-    from sqlalchemy.exc import ArgumentError, NoSuchModuleError
 
     store.root.mkdir(parents=True, exist_ok=True)
-    try:
+    with _addressed(url):
         arguments = {"timeout": 60} if make_url(url).get_backend_name() == "sqlite" else {}
         with (store.root / "optuna.lock").open("w") as lock:  # two processes must not both create a fresh database
             fcntl.flock(lock, fcntl.LOCK_EX)
             return optuna.storages.RDBStorage(url, engine_kwargs={"connect_args": arguments})
+
+
+@contextlib.contextmanager
+def _addressed(url: str) -> Iterator[None]:
+    """Turn what an address that cannot be used raises into one line that says what to do."""
+    from sqlalchemy.exc import ArgumentError, NoSuchModuleError
+
+    try:
+        yield
     except (ArgumentError, NoSuchModuleError) as error:
         raise EnvironmentProblem(
             f"is not the address of a database: {_first_line(error)}",
