@@ -2,6 +2,7 @@
 that was measured becomes part of a result."""
 
 import json
+import time
 from dataclasses import replace
 
 import pytest
@@ -72,6 +73,25 @@ def test_a_whole_fit_follows_from_its_recipe(measured, splits):
 def test_the_parts_of_a_step_are_the_step(measured):
     parts = [part.wall_s for part in measured.parts if part.per == "step"]
     assert sum(parts) == pytest.approx(measured.step_s)
+
+
+def test_a_device_that_works_behind_the_host_is_timed_without_being_waited_for(splits, tmp_path, monkeypatch):
+    """The parts are those of steps with a wait at each; they are told as shares of steps without."""
+    from vlbench.train import profile as module
+
+    waits = []
+
+    def settle():
+        waits.append(1)
+        time.sleep(0.01)
+
+    monkeypatch.setattr(module, "_settle_of", lambda _: settle)
+    found = profile(*splits, device=torch.device("cpu"), steps=2, folder=tmp_path, log=lambda _: None)
+    assert len(waits) > 10
+    parts = [part.wall_s for part in found.parts if part.per == "step"]
+    assert sum(parts) == pytest.approx(found.step_s)
+    assert found.busy is None and found.device_step_s == found.step_s
+    assert found.fit_device_s == found.fit_s
 
 
 def test_operations_are_those_of_forward_and_backward(splits):

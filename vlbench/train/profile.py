@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -146,17 +147,15 @@ def profile(
     training = training.on(device)
     few = _Few(training, steps)
     warm = _Few(training, max(steps, WARM + 1))
-    on_gpu = device.type == "cuda"
-    epochs = 3 if on_gpu else 2
+    settle = _settle_of(device)
+    epochs = 2 if settle is None else 3
     short = replace(variant, recipe={**variant.recipe, "epochs": epochs, "eval_every": epochs})
 
     forget_peak(str(device))
     course = Course(short, training, tuning, seed=0, device=device, folder=folder, log=log, resume=False, keep=True)
     stepper = course.stepper(compiled=compiled)
-    stepper.criterion.matcher = _named("matcher", stepper.criterion.matcher)
-
-    def settle() -> None:
-        torch.cuda.synchronize(device)
+    if stepper.how == "eager":  # elsewhere it is inside one piece with prediction and losses
+        stepper.criterion.matcher = _named("matcher", stepper.criterion.matcher)
 
     def epoch_of(number: int, split: _Few) -> dict[str, float]:
         course.begin(number)
@@ -164,14 +163,16 @@ def profile(
 
     course.end(0, epoch_of(0, warm), 0.0, Cost())
     free_s = None
-    if on_gpu:  # a clock that waits for the device at every part would hide what the device does behind the host
+    if (
+        settle is not None
+    ):  # a clock that waits for the device at every part would hide what the device does behind the host
         settle()
         started = time.perf_counter()
         losses = epoch_of(1, few)
         settle()
         free_s = time.perf_counter() - started
         course.end(1, losses, 0.0, Cost())
-    clock, after = Clock(settle if on_gpu else None), Clock(settle if on_gpu else None)
+    clock, after = Clock(settle), Clock(settle)
     with clock.running():
         losses = epoch_of(epochs - 1, few)
     with after.running():
@@ -197,12 +198,17 @@ def profile(
         batch_size=min(recipe.batch_size, len(training)),
         queries=len(training),
         step_s=wall / done,
-        device_step_s=(wall if on_gpu else cpu) / done,
+        device_step_s=(cpu if settle is None else wall) / done,
         flops=training_flops(variant, training),
         peak_flops=gemm_peak(device, recipe.precision),
         peak_bytes=held,
-        busy=None if on_gpu else cpu / wall,
+        busy=cpu / wall if settle is None else None,
     )
+
+
+def _settle_of(device: torch.device) -> Callable[[], None] | None:
+    """What waits for a device that works behind the host; None for one that does not."""
+    return partial(torch.cuda.synchronize, device) if device.type == "cuda" else None
 
 
 def _scale(parts: Mapping[str, Spent], free_s: float) -> float:
