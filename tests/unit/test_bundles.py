@@ -10,6 +10,7 @@ import pytest
 
 from vlbench.cards.library import load_variant
 from vlbench.cards.resolve import edit
+from vlbench.cli import main
 from vlbench.cli import options as cli_options
 from vlbench.data.base import ROLES, open_dataset
 from vlbench.errors import CardError
@@ -187,6 +188,13 @@ def test_the_plan_says_what_is_packed():
     assert pack == 1 and line.startswith("off; batches of a pack need one shape; add --set train.padding=split")
     with pytest.raises(CardError, match="no fit can be packed: batches of a pack need one shape; add --set"):
         said([ragged], asked=2)
+
+
+@pytest.mark.parametrize("given", ["0", "-1", "many", "1.5"])
+def test_a_pack_is_auto_or_a_number(workspace, capsys, given):
+    with pytest.raises(SystemExit) as leaving:
+        main(["ablate", "--component", "fra", "--dry-run", "--pack", given])
+    assert leaving.value.code == 2 and "is neither auto nor a number from 1 on" in capsys.readouterr().err
 
 
 # --- a worker ---------------------------------------------------------------------------------------------------------
