@@ -265,8 +265,8 @@ def choose(
             add(family, None, "anchor", [CERTAIN])
     if any(one.on in ("text", "query") and one.role == "family" for one in found.values()):
         notes.append(
-            "queries are spoiled by their tokens: noise on real words (typos, negations, paraphrases) needs the text "
-            "encoder, whose features would have to be extracted again"
+            "queries are spoiled by their tokens: noise on real words (typos, negations, paraphrases) needs a text "
+            "encoder, which is not part of vlbench; see vlbench data words"
         )
     return tuple(found.values()), tuple(notes)
 
