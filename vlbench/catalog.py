@@ -733,6 +733,7 @@ _corrupt(
     on="label",
     parameter="share of labelled clips",
     needs="hd",
+    instead="target_noise",  # where saliency labels are made from moments
     **_SHARE,
 )
 _corrupt(

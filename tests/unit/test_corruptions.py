@@ -75,6 +75,7 @@ def test_an_identity_gives_its_corruption_back(family):
         ("gauss", "blip2", ("mr", "hd"), 'has no video encoder "blip2"'),
         ("head_noise", None, ("mr", "hd"), "from moments to saliency, in the training loss only"),
         ("label_noise", None, ("mr",), "needs annotated saliency"),
+        ("label_noise", None, ("mr",), "target_noise spoils"),
         ("boundary_jitter", None, ("hd",), "needs moments"),
     ],
 )

@@ -159,7 +159,9 @@ def check(family: str, encoder: str | None, variant: Variant, tasks: Sequence[st
     if need is not None and need not in tasks:
         has = ", ".join(sorted(tasks)) or "none"
         what = "annotated saliency" if need == "hd" else "moments"
-        raise CardError(f"{family} needs {what}, which the dataset does not have (its tasks: {has})")
+        instead = facts.get("instead")
+        hint = f"{instead} spoils labels that are made from moments, too" if instead else None
+        raise CardError(f"{family} needs {what}, which the dataset does not have (its tasks: {has})", hint=hint)
     if facts["on"] == "handed" and not training_hooks(variant):
         raise unreached_in_training(variant, family)
     hook = facts.get("hook")
