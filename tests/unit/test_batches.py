@@ -132,6 +132,18 @@ def test_spoiled_batches_are_padded_by_the_same_rule(split: Split) -> None:
         assert batch.words.shape[1] == split.shape.words
 
 
+def test_what_spoils_no_input_leaves_every_batch_as_it_is(split: Split) -> None:
+    spoils = corruption("head_noise", 3)
+    assert spoils is not None
+    noise = Noise(spoils.family, spoils.draw, lambda name: pytest.fail(name), Strangers(split))
+    pairs = zip(split.spoiled(25, [spoils, spoils], noise), split.evaluation(25), strict=True)
+    for (queries, batches), (same, clean) in pairs:
+        assert queries == same
+        for batch in batches:
+            assert batch.qids == clean.qids and batch.words.tobytes() == clean.words.tobytes()
+            assert batch.clips.tobytes() == clean.clips.tobytes()
+
+
 def test_the_shape_follows_the_labels_of_a_mislabelled_split(split: Split) -> None:
     assert split.shape.spans >= 1
     noise = corruption("label_noise", 5)

@@ -155,13 +155,16 @@ class Split:
         Features are read once and every base field of ``noise`` is drawn once; a batch is made when it is asked for,
         which has to be before the next ones. A corruption of anything else leaves the batch as it is.
         """
-        least = self._least(padding)
+        least, touching = self._least(padding), any(one.on in INPUTS for one in corruptions)
         for start in range(0, len(self), batch_size):
             rows = range(start, min(start + batch_size, len(self)))
-            samples = [self._sample(row) for row in rows]
+            samples = [self._sample(row) for row in rows] if touching else []
             yield (
                 [self.queries[row] for row in rows],
-                (self._spoiled(samples, one, noise, least) for one in corruptions),
+                (
+                    self._spoiled(samples, one, noise, least) if one.on in INPUTS else self.batch(rows, None, least)
+                    for one in corruptions
+                ),
             )
             noise.forget()
 
@@ -209,8 +212,6 @@ class Split:
         return collate([(sample.query.qid, *combine(*_parts(sample)), None) for sample in given], least=least)
 
     def _under(self, sample: Sample, corruption: Corruption, noise: Noise) -> Sample:
-        if corruption.on not in INPUTS:
-            return sample
         of = touched(corruption, self.features.video, self.features.text)
         return spoil(replace(sample, touched=of), corruption, noise)
 
