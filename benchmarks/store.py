@@ -9,8 +9,11 @@ the full store and in one that holds a single study. A busy machine lengthens th
 both are told: the least of each over the rounds, the median, and the ratio of full to single. Progress goes to stderr,
 one line of JSON to stdout. Exit status 1 if the least CPU time of a command is over the limit.
 
-``writing`` is the whole ``vlbench report`` of one study of 200 cells: reading what the store has, testing and drawing.
-It is told without a limit, because most of it is drawing.
+``writing`` is the whole ``vlbench report`` of one study of 200 cells after its last report was deleted: reading what
+the store has, testing and drawing. It is told without a limit, because most of it is drawing. ``report again`` is the
+same command when nothing has changed, ``collect`` is ``vlbench ablate --collect`` of that study, which reads and tests
+it to print the comparison. ``index``, in the full store only, is the first report of all: one study is written and
+every one is judged for the index page.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ import argparse
 import json
 import os
 import resource
+import shutil
 import statistics
 import subprocess
 import sys
@@ -30,12 +34,16 @@ from typing import Any
 LIMIT_S = 2.0
 SEEDS = 34  # of three arms: 102 fits and their scores
 EPOCHS = 8
+STUDY = ["ablate", "--component", "fra", "--seeds", str(SEEDS)]
+WRITE = ["report", "--study", "ablate-fra"]
 COMMANDS = {
     "list": ["runs", "list"],
     "list --status": ["runs", "list", "--status", "failed"],
     "list --study": ["runs", "list", "--study", "ablate-fra", "--json"],
-    "plan": ["ablate", "--component", "fra", "--seeds", str(SEEDS), "--dry-run"],
-    "writing": ["report", "--study", "ablate-fra"],
+    "plan": [*STUDY, "--dry-run"],
+    "writing": WRITE,
+    "report again": WRITE,
+    "collect": [*STUDY, "--collect"],
 }
 UNLIMITED = ("writing",)
 
@@ -176,6 +184,8 @@ def measure(full: Path, single: Path, rounds: int) -> dict[str, Any]:
         times: dict[str, list[tuple[float, float]]] = {"full": [], "single": []}
         for _ in range(rounds):
             for which, root in (("full", full), ("single", single)):  # in turns, so that both see the same load
+                if name == "writing":
+                    shutil.rmtree(root / "reports" / "ablate-fra", ignore_errors=True)
                 times[which].append(once(words, root))
         wall, cpu = ([pair[column] for pair in times["full"]] for column in (0, 1))
         base = [pair[1] for pair in times["single"]]
@@ -204,10 +214,20 @@ def main() -> int:
         else:
             made = fill(full, given.cells)
         fill(single, 1)
+        once(WRITE, single)
+        first = once(WRITE, full) if not (full / "reports").exists() else None
         commands = measure(full, single, given.rounds)
     late = [name for name, times in commands.items() if times["cpu_s"]["least"] > given.limit]
     late = [name for name in late if name not in UNLIMITED]
-    result = {"cells": made, "load": os.getloadavg()[0], "limit_s": given.limit, "late": late, "commands": commands}
+    index = None if first is None else {"wall_s": first[0], "cpu_s": first[1]}
+    result = {
+        "cells": made,
+        "index": index,
+        "load": os.getloadavg()[0],
+        "limit_s": given.limit,
+        "late": late,
+        "commands": commands,
+    }
     print(json.dumps(result))
     return int(bool(late))
 
