@@ -96,7 +96,7 @@ def narrow_step(bench: Bench) -> Found:
     said = f"this core has {' and '.join(has)}" if has else "this core has neither AMX nor AVX512-bf16"
     if has and "amx_bf16" not in has:
         said += ", not AMX"
-    return Found(found.times, {**found.checks, "core": said}, f"{said}; {found.floor}")
+    return Found(found.times, found.checks, f"{said}; {found.floor}")
 
 
 def epoch(bench: Bench) -> Found:
