@@ -105,8 +105,8 @@ def how(command: F) -> F:
             is_flag=True,
             expose_value=False,
             callback=_keep,
-            help="Train by machine code made for the model; worth minutes of compiling where fits are long. Needs "
-            "--set train.padding=split and a C++ compiler.",
+            help="Train by machine code made for the model. Making it takes minutes, and it pays on some machines only: "
+            "measure first. Needs --set train.padding=split and a C++ compiler.",
         ),
         click.option("--jobs", type=click.IntRange(min=1), help="Cells at once. [default: one per core or GPU]"),
         click.option(
