@@ -63,7 +63,8 @@ RUNNABLE = [
     line
     for line in examples()
     if re.match(
-        r"vlbench (list|show|doctor|ablate|train|runs list|runs ledger|runs prune --weights --dry-run|data list|profile)", line
+        r"vlbench (list|show|doctor|ablate|train|runs list|runs ledger|runs prune --weights --dry-run|data list|profile)",
+        line,
     )
 ]
 
