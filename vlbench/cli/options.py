@@ -105,7 +105,7 @@ def how(command: F) -> F:
             is_flag=True,
             expose_value=False,
             callback=_keep,
-            help="Train by machine code made for the model. Making it takes minutes, and it pays on some machines only: "
+            help="Train by machine code made for the model. That takes minutes and pays on some machines only: "
             "measure first. Needs --set train.padding=split and a C++ compiler.",
         ),
         click.option("--jobs", type=click.IntRange(min=1), help="Cells at once. [default: one per core or GPU]"),
