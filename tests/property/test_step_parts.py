@@ -109,7 +109,10 @@ def test_bits_drawn_at_once_are_those_drawn_place_by_place(shapes, data):
         torch.manual_seed(11)
         lanes = draw(count.draws)
         assert torch.equal(torch.rand(1), after)  # so the next step goes on where the other way goes on
-    for bits in (lanes, count.decided(lanes)):
+        torch.manual_seed(11)
+        decided = count.decided()
+        assert torch.equal(torch.rand(1), after)
+    for bits in (lanes, decided):
         with Lanes(bits):
             found = [dropped(rows, rate) for rows, rate in places]
         assert all(torch.equal(one, two) for one, two in zip(found, expected, strict=True))

@@ -110,19 +110,19 @@ class Count(Source):
         """How many words of 64 bits a pass takes."""
         return sum((elements + SHARED - 1) // SHARED for elements, _ in self.places)
 
-    def decided(self, lanes: Int[Tensor, " M"]) -> Bool[Tensor, " M"]:
-        """What becomes of each element, True: kept, for bits that were drawn for such a pass."""
-        kept = torch.empty(lanes.shape, dtype=torch.bool, device=lanes.device)
+    def decided(self) -> Bool[Tensor, " M"]:
+        """What becomes of each element, True: kept, by bits that are drawn place by place, which stays in the cache."""
+        kept = torch.empty(SHARED * self.draws, dtype=torch.bool)
         at = 0
         for elements, lost in self.places:
-            end = at + SHARED * ((elements + SHARED - 1) // SHARED)
-            torch.ge(lanes[at:end], lost - LEVELS // 2, out=kept[at:end])
-            at = end
+            lanes = draw((elements + SHARED - 1) // SHARED)
+            torch.ge(lanes, lost - LEVELS // 2, out=kept[at : at + len(lanes)])
+            at += len(lanes)
         return kept
 
 
 class Lanes(Source):
-    """Bits drawn beforehand. lanes: int16, as ``draw`` gives them, or bool, as ``Count.decided`` makes of them; M."""
+    """Bits drawn beforehand. lanes: int16, as ``draw`` gives them, or bool, as of ``Count.decided``; M."""
 
     def __init__(self, lanes: Tensor) -> None:
         self.lanes, self.at = lanes, 0

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from vlbench.errors import CardError, Diverged
-from vlbench.nn.dropout import Count, Lanes, draw
+from vlbench.nn.dropout import Count, Lanes
 from vlbench.nn.losses import Criterion
 from vlbench.nn.model import Inputs, Targets, VideoMomentModel
 from vlbench.nn.ways import AsAWhole
@@ -256,8 +256,7 @@ class WholeStepper(Stepper):
             super().step(inputs, targets, frozen=frozen)
             return
         with phase("forward"):
-            places = self.places.of(inputs)
-            lanes = places.decided(draw(places.draws))  # ready masks cost a compiled loop less than bits
+            lanes = self.places.of(inputs).decided()  # ready masks cost a compiled loop less than bits
             total, terms, finite = self.loss_of(fields(inputs), fields(targets), lanes, self.now)
         self.noted.note(terms, finite)
         self.noted.raised(self.epoch)
