@@ -152,7 +152,7 @@ def test_all_broken_rows_can_be_collected(tmp_path: Path) -> None:
     assert [problem.where for problem in problems] == [f"{path}:1", f"{path}:3", f"{path}:4"]
 
 
-@pytest.mark.parametrize("content", [b"\xff\xfe\x00", gzip.compress(b"{}")[:-4]])
+@pytest.mark.parametrize("content", [b"\xff\xfe\x00", gzip.compress(b"{}")[:-4]], ids=["no text", "a cut archive"])
 def test_an_unreadable_file_is_named(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "a.jsonl.gz"
     with pytest.raises(DataError, match="does not exist"):
