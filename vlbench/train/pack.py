@@ -40,7 +40,7 @@ from vlbench.train.batch import to_inputs, to_targets
 from vlbench.train.cost import Meter
 from vlbench.train.loop import Course, FitResult
 from vlbench.train.predict import answers, autocast, read
-from vlbench.train.step import WARM, CudaGraphs, Places, Recorder
+from vlbench.train.step import WARM, CudaGraphs, Form, Places, Recorder
 
 SIZES = (1, 2, 4, 8)  # members at once that a measurement tries
 TIMED = 5  # steps of a measurement
@@ -260,7 +260,7 @@ class Stack:
         if recorder is None and device.type == "cuda":
             recorder = CudaGraphs(device)
         self.recorder, self.how = recorder, "eager" if recorder is None else "CUDA graph"
-        self._forms: dict[Any, Form] = {}
+        self._forms: dict[Any, Batched] = {}
         self._untouched: dict[str, Tensor] | None = None
 
     def hand_back(self, to: Collection[Course]) -> None:
@@ -379,29 +379,14 @@ class Stack:
             return
         shapes = tuple(tensor.shape for tensor in (*inputs.values(), *targets.values()))
         if shapes not in self._forms:
-            self._forms[shapes] = Form(inputs, targets, words)
+            self._forms[shapes] = Batched(inputs, targets, words)
         form = self._forms[shapes]
         for place, tensor in zip(form.places, (*inputs.values(), *targets.values(), words), strict=True):
             place.copy_(tensor, non_blocking=True)
         work = partial(self._work, form.inputs, form.targets, form.words)
-        if form.replay is not None:
-            form.replay()
-        elif form.warmed < WARM:
-            self.recorder.warm(work)
-            form.warmed += 1
-        else:
-            form.replay = self._recorded(work)
-            (form.replay or work)()
-
-    def _recorded(self, work: Callable[[], None]) -> Callable[[], None] | None:
-        assert self.recorder is not None
-        try:
-            return self.recorder.record(work)
-        except RuntimeError as error:
-            why = str(error).splitlines()[0]
+        if (why := form.carry_out(work, self.recorder)) is not None:
             warnings.warn(f"the pack's step is not recorded as a CUDA graph, it goes on without: {why}", stacklevel=2)
             self.recorder, self.how = None, f"{self.how} failed: {why}"
-            return None
 
     def _work(self, inputs: Stacked, targets: Stacked, words: Tensor) -> None:
         """The whole step, from tensors that stay where they are."""
@@ -484,16 +469,15 @@ class Stack:
         return rows is not None and member in rows.tolist()
 
 
-class Form:
+class Batched(Form):
     """Batches of one shape, where a recorded step reads them."""
 
     def __init__(self, inputs: Stacked, targets: Stacked, words: Tensor) -> None:
+        super().__init__()
         self.inputs = {name: torch.empty_like(tensor) for name, tensor in inputs.items()}
         self.targets = {name: torch.empty_like(tensor) for name, tensor in targets.items()}
         self.words = torch.empty_like(words)
         self.places = (*self.inputs.values(), *self.targets.values(), self.words)
-        self.warmed = 0
-        self.replay: Callable[[], None] | None = None
 
 
 def _moments(states: Sequence[dict[str, Tensor] | None], counted: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:

@@ -288,7 +288,7 @@ class RecordedStepper(WholeStepper):
         self.generator = torch.Generator(self.device)
         self.rate = torch.zeros((), device=self.device)
         self._rates: list[float] = []
-        self._forms: dict[Any, _Form] = {}
+        self._forms: dict[Any, _Given] = {}
 
     def begin(self) -> None:
         """Before the first step of an epoch."""
@@ -313,7 +313,7 @@ class RecordedStepper(WholeStepper):
         if key not in self._forms:
             places = self.places.of(inputs)
             words = torch.empty(places.draws, dtype=torch.int64, device=self.device)
-            self._forms[key] = _Form([torch.empty_like(tensor) for tensor in given], words)
+            self._forms[key] = _Given([torch.empty_like(tensor) for tensor in given], words)
         form = self._forms[key]
         for place, tensor in zip(form.given, given, strict=True):
             place.copy_(tensor, non_blocking=True)
@@ -323,18 +323,13 @@ class RecordedStepper(WholeStepper):
             self._work(form, frozen, self.loss_of if full else self.plain_loss_of)
 
         with phase("forward"):
-            if form.replay is not None:
-                form.replay()
-            elif not full or self.recorder is None:
+            if not full or self.recorder is None:
                 work()
-            elif form.warmed < WARM:
-                self.recorder.warm(work)
-                form.warmed += 1
-            else:
-                form.replay = self._recorded(work)
-                (form.replay or work)()
+            elif (why := form.carry_out(work, self.recorder)) is not None:
+                warnings.warn(f"the step is not recorded as a CUDA graph, the fit goes on without: {why}", stacklevel=2)
+                self.recorder, self.how = None, f"{self.how} failed: {why}"
 
-    def _work(self, form: _Form, frozen: bool, loss_of: LossOf) -> None:
+    def _work(self, form: _Given, frozen: bool, loss_of: LossOf) -> None:
         """The whole step, from what is in the form's places; it touches nothing that is made anew for each step."""
         inputs, targets = form.given[: len(Inputs.__dataclass_fields__)], form.given[len(Inputs.__dataclass_fields__) :]
         lanes = form.words.view(torch.int16)
@@ -348,24 +343,36 @@ class RecordedStepper(WholeStepper):
         self.optimizer.step()
         self.noted.note(terms, torch.cat((finite, torch.isfinite(norm)[None])))
 
-    def _recorded(self, work: Callable[[], None]) -> Callable[[], None] | None:
-        assert self.recorder is not None
-        try:
-            return self.recorder.record(work)
-        except RuntimeError as error:
-            why = str(error).splitlines()[0]
-            warnings.warn(f"the step is not recorded as a CUDA graph, the fit goes on without: {why}", stacklevel=2)
-            self.recorder, self.how = None, f"{self.how} failed: {why}"
-            return None
 
+class Form:
+    """A step on tensors that stay where they are. warmed: times carried out. replay: does it again, once recorded."""
 
-class _Form:
-    """given: where a recorded step reads its batch. words: where it reads random bits. warmed: times carried out."""
-
-    def __init__(self, given: Sequence[Tensor], words: Tensor) -> None:
-        self.given, self.words = given, words
+    def __init__(self) -> None:
         self.warmed = 0
         self.replay: Callable[[], None] | None = None
+
+    def carry_out(self, work: Callable[[], None], recorder: Recorder) -> str | None:
+        """Do the work: WARM times as it is, then recorded. Returns why it cannot be recorded; it is done anyhow."""
+        if self.replay is None and self.warmed < WARM:
+            recorder.warm(work)
+            self.warmed += 1
+            return None
+        if self.replay is None:
+            try:
+                self.replay = recorder.record(work)
+            except RuntimeError as error:
+                work()
+                return str(error).splitlines()[0]
+        self.replay()
+        return None
+
+
+class _Given(Form):
+    """given: where a recorded step reads its batch. words: where it reads random bits."""
+
+    def __init__(self, given: Sequence[Tensor], words: Tensor) -> None:
+        super().__init__()
+        self.given, self.words = given, words
 
 
 class CudaGraphs:
