@@ -358,7 +358,7 @@ def test_every_row_has_its_target() -> None:
     targets = {row.name: row.target for row in rows.ROWS if row.target is not None}
     assert targets == {
         "step": 1.4,
-        "step-bf16": 2.6,
+        "step-compiled": 2.6,
         "two-fits": 3.6,
         "evaluation": 3.9,
         "scoring": 50,
