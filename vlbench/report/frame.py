@@ -630,18 +630,17 @@ class Scores:
         first = [str(qid) for qid in qids[rows[checkpoints[0]]]]
         if len(set(first)) != len(first) or not first:
             raise DataError("the scores hold no queries, or one of them twice", where=path)
-        numbers: dict[str, Floats] = {
-            name: np.round(column.to_numpy().astype(np.float64), FLOAT32_DECIMALS)
-            for name, column in held.items()
-            if name not in COLUMNS
-        }
+        names = [name for name in held if name not in COLUMNS]
+        columns = [np.from_dlpack(held[name].combine_chunks()) for name in names]  # to_numpy would import pandas for it
+        wide = np.stack(columns).astype(np.float64)  # M N
+        numbers: Floats = np.round(wide, FLOAT32_DECIMALS)
         values: dict[str, dict[str, Floats]] = {}
         for checkpoint, at in rows.items():
             position = {str(qid): row for qid, row in zip(qids[at], at, strict=True)}
             if position.keys() != set(first) or len(at) != len(first):
                 raise DataError(f'the checkpoint "{checkpoint}" was scored on other queries', where=path)
             order = np.array([position[qid] for qid in first])
-            values[checkpoint] = {name: column[order] for name, column in numbers.items()}
+            values[checkpoint] = dict(zip(names, numbers[:, order], strict=True))
         # a query without a known source video is a cluster of its own; its label cannot be a video's name
         sources = [str(videos[row]) if videos[row] else f"query {qids[row]}" for row in rows[checkpoints[0]]]
         return cls(tuple(first), tuple(sources), values, path)
