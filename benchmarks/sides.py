@@ -118,6 +118,22 @@ class Common:
     def scored_rows(self) -> list[made_up.Row]:
         return made_up.annotations(SCORED, seed=1)
 
+    def _loader(self) -> Callable[[], Any]:
+        """What gives the next batch, in the side's own form."""
+        raise NotImplementedError
+
+    def _told(self, loaded: Any) -> tuple[Tensor, ...]:
+        """Clips and words with their masks, of a batch in the side's own form."""
+        raise NotImplementedError
+
+    def loading(self) -> Measure:
+        load = self._loader()
+        return lambda: load() and None
+
+    def loaded(self) -> Measure:
+        load = self._loader()
+        return lambda: digest_of(*self._told(load()))
+
 
 class PlainSide(Common):
     @cached_property
@@ -192,18 +208,8 @@ class PlainSide(Common):
 
         return next_batch
 
-    def loading(self) -> Measure:
-        load = self._loader()
-        return lambda: load() and None
-
-    def loaded(self) -> Measure:
-        load = self._loader()
-
-        def look() -> str:
-            inputs = load()
-            return digest_of(inputs["clips"], inputs["clip_mask"].bool(), inputs["words"], inputs["word_mask"].bool())
-
-        return look
+    def _told(self, loaded: dict[str, Tensor]) -> tuple[Tensor, ...]:
+        return loaded["clips"], loaded["clip_mask"].bool(), loaded["words"], loaded["word_mask"].bool()
 
     def scoring(self) -> Measure:
         rows = self.scored_rows
@@ -302,18 +308,8 @@ class VlbenchSide(Common):
 
         return next_batch
 
-    def loading(self) -> Measure:
-        load = self._loader()
-        return lambda: load() and None
-
-    def loaded(self) -> Measure:
-        load = self._loader()
-
-        def look() -> str:
-            inputs = load()
-            return digest_of(inputs.clips, inputs.clip_mask, inputs.words, inputs.word_mask)
-
-        return look
+    def _told(self, loaded: Inputs) -> tuple[Tensor, ...]:
+        return loaded.clips, loaded.clip_mask, loaded.words, loaded.word_mask
 
     def scoring(self) -> Measure:
         queries, rows = self._scored()

@@ -89,9 +89,7 @@ class Bench:
                 corruptions,
                 noise,
                 device=self.device,
-                batch_size=self.recipe.eval_batch_size,
-                precision=self.recipe.precision,
-                padding=self.recipe.padding,
+                **self.recipe.evaluation,
             )
         except NotReached as reason:
             raise unreached(self.trained.variant, first.family, str(reason.args[0])) from None
@@ -127,9 +125,7 @@ class Bench:
             self.model,
             self.split,
             device=self.device,
-            batch_size=self.recipe.eval_batch_size,
-            precision=self.recipe.precision,
-            padding=self.recipe.padding,
+            **self.recipe.evaluation,
         )
         return score(self.split.queries, rows, metrics=metrics, clip_s=self.split.dataset.clip_s).means()
 

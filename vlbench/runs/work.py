@@ -263,9 +263,7 @@ def _run_score(cell: Score, folder: Path, store: Store, options: Options) -> tup
             model,
             reporting,
             device=device,
-            batch_size=recipe.eval_batch_size,
-            precision=recipe.precision,
-            padding=recipe.padding,
+            **recipe.evaluation,
         )
         scored[epoch] = score(
             reporting.queries, rows, mode=cell.mode, metrics=tuple(cell.metrics), clip_s=reporting.dataset.clip_s

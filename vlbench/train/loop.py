@@ -321,9 +321,7 @@ def evaluate(model: VideoMomentModel, split: Split, recipe: Recipe, device: torc
         model,
         split,
         device=device,
-        batch_size=recipe.eval_batch_size,
-        precision=recipe.precision,
-        padding=recipe.padding,
+        **recipe.evaluation,
     )
     return score(split.queries, rows, clip_s=split.dataset.clip_s)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -46,6 +47,11 @@ class Recipe:
     def selects(self) -> tuple[str, ...]:
         """The metrics whose mean chooses the checkpoint."""
         return tuple(self.select.split("+"))
+
+    @property
+    def evaluation(self) -> dict[str, Any]:
+        """How ``train.predict`` is to batch and compute: its keywords."""
+        return {"batch_size": self.eval_batch_size, "precision": self.precision, "padding": self.padding}
 
     def evaluates(self, epoch: int) -> bool:
         """Whether the tune split is scored after this epoch (counted from 0): at the interval and at the end."""
